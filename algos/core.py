@@ -1,0 +1,34 @@
+"""The contract that every algorithm keeps and every other part of Adaptax relies on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from envs.core import Dataset, Env, Key, Spec, Transition
+
+__all__ = ["Algorithm", "Dataset", "Env", "Key", "Loss", "Metrics", "Params", "Source", "Spec", "Transition"]
+
+Params = Any  # a pytree of float32 arrays
+State = Any  # an algorithm's NamedTuple of arrays: parameters, targets, optimiser states, buffers
+Hyper = Any  # an algorithm's registered dataclass of scalars that may differ between members
+Source = Any  # a Dataset (offline) or environment parameters (online); shared by all members
+Metrics = dict[str, jax.Array]  # scalars
+Loss = tuple[jax.Array, Metrics]
+
+
+class Algorithm(NamedTuple):
+    """A method as three pure functions of arrays.
+
+    init: (key, hyper) -> state
+    step: (key, state, source, hyper) -> (state, metrics)    one training iteration, sampling included
+    act:  (key, state, obs, hyper) -> action                 the evaluation policy; obs (..., obs_dim)
+
+    `step` makes `updates_per_step` gradient updates: a method with delayed actor updates makes a whole period
+    at a time, so that the delay is a shape of the program and not a branch that members under `vmap` would all pay.
+    """
+
+    init: Callable[[Key, Hyper], State]
+    step: Callable[[Key, State, Source, Hyper], tuple[State, Metrics]]
+    act: Callable[[Key, State, jax.Array, Hyper], jax.Array]
+    updates_per_step: int = 1

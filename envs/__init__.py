@@ -1,0 +1,1 @@
+"""Functional environments and offline data sets."""
