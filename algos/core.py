@@ -5,9 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from envs.core import Dataset, Env, Key, Spec, Transition
+from envs.core import Dataset, Env, Key, Spec, Transition, UsageError
 
-__all__ = ["Algorithm", "Dataset", "Env", "Key", "Loss", "Metrics", "Params", "Source", "Spec", "Transition"]
+__all__ = [
+    "Algorithm", "Dataset", "Env", "Hyper", "Key", "Loss", "Metrics", "Params", "Source", "Spec", "State",
+    "Transition", "UsageError",
+]  # fmt: skip
 
 Params = Any  # a pytree of float32 arrays
 State = Any  # an algorithm's NamedTuple of arrays: parameters, targets, optimiser states, buffers

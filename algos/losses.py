@@ -1,0 +1,37 @@
+"""Pieces of losses and updates that several algorithms share."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from algos.core import Params
+
+
+def min_td_target(
+    reward: jax.Array, terminated: jax.Array, next_q: jax.Array, discount: jax.Array
+) -> jax.Array:
+    """y = r + discount (1 - terminated) min_i Q_i(s', a'), no gradient. `next_q` is (ensemble, batch)."""
+    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_q.min(0))
+
+
+def ensemble_mse(q: jax.Array, target: jax.Array) -> jax.Array:
+    """Sum over the ensemble of the mean squared error. `q` is (ensemble, batch)."""
+    return jnp.square(q - target).mean(-1).sum()
+
+
+def polyak(params: Params, target: Params, tau: jax.Array) -> Params:
+    """target <- tau params + (1 - tau) target."""
+    return jax.tree.map(lambda x, y: tau * x + (1.0 - tau) * y, params, target)
+
+
+def adam(learning_rate: jax.Array) -> optax.GradientTransformation:
+    """Adam with the defaults common to PyTorch and optax; the rate may be traced."""
+    return optax.adam(learning_rate)
+
+
+def descend(
+    optimiser: optax.GradientTransformation, grads: Params, optim: optax.OptState, params: Params
+) -> tuple[Params, optax.OptState]:
+    """One optimiser step."""
+    updates, optim = optimiser.update(grads, optim, params)
+    return optax.apply_updates(params, updates), optim

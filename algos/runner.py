@@ -1,0 +1,87 @@
+"""Populations: the only place where training is jitted, vmapped over members and scanned over time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from algos.core import Algorithm, Key, Metrics, Source
+
+
+class Population(NamedTuple):
+    """Members trained side by side. Every leaf has a leading member axis."""
+
+    key: Key  # (members,): root key of each member; the key of step t is fold_in(key, t)
+    state: Any
+    hyper: Any
+    alive: jax.Array  # (members,) bool: false once a member's numbers were not finite
+
+
+Chunk = Callable[[Population, Source, jax.Array], tuple[Population, Metrics]]
+
+
+def over_members(how: str, function: Callable) -> Callable:
+    """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (one after another, exact)."""
+    if how == "vmap":
+        return jax.vmap(function)
+    return lambda *args: jax.lax.map(lambda member: function(*member), args)
+
+
+def init_population(algo: Algorithm, seeds: jax.Array, hyper: Any, how: str) -> Population:
+    """Members with the given seeds (members,) and stacked hyperparameters (each leaf (members,))."""
+
+    def init(seed: jax.Array, hyper: Any) -> tuple[Key, Any]:
+        init_key, train_key = jax.random.split(jax.random.key(seed))
+        return train_key, algo.init(init_key, hyper)
+
+    key, state = jax.jit(over_members(how, init))(seeds, hyper)
+    return Population(key, state, hyper, jnp.ones(seeds.shape, bool))
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating-point number of the tree is finite."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def make_chunk(algo: Algorithm, length: int, how: str) -> Chunk:
+    """Compile `length` steps of every member into one program: (population, source, first step) -> (population, metrics).
+
+    The population's buffers are donated. Metrics are means over the chunk, (members,) each. A member whose numbers
+    stop being finite keeps the state it had at the start of the chunk and is marked not alive; the others go on.
+    """
+
+    def chunk(population: Population, source: Source, start: jax.Array) -> tuple[Population, Metrics]:
+        def member(key: Key, state: Any, hyper: Any, alive: jax.Array) -> tuple[Any, jax.Array, Metrics]:
+            def body(state: Any, t: jax.Array) -> tuple[Any, Metrics]:
+                return algo.step(jax.random.fold_in(key, t), state, source, hyper)
+
+            trained, metrics = jax.lax.scan(body, state, start + jnp.arange(length))
+            alive = alive & all_finite(trained)
+            kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), trained, state)
+            return kept, alive, jax.tree.map(lambda x: x.mean(0), metrics)
+
+        state, alive, metrics = over_members(how, member)(*population)
+        return population._replace(state=state, alive=alive), metrics
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+def member_mesh(members: int) -> Mesh:
+    """A mesh over as many local devices as divide the number of members evenly."""
+    devices = jax.local_devices()
+    count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
+    return jax.make_mesh((count,), ("member",), axis_types=(AxisType.Auto,), devices=devices[:count])
+
+
+def shard(population: Population, mesh: Mesh) -> Population:
+    """Spread the members over the devices of the mesh."""
+    return jax.device_put(population, NamedSharding(mesh, P("member")))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Give every device of the mesh a copy, e.g. of the data set."""
+    return jax.device_put(tree, NamedSharding(mesh, P()))
