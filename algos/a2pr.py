@@ -5,8 +5,9 @@ actor is pulled towards the better of the data's action and the VAE's, and only 
 than the state's value. The default settings follow the authors' code where it says more than the paper.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +53,7 @@ class Static:
     vae_hidden: int = 750
     batch_size: int = 256
     policy_delay: int = 2  # critic updates for each actor update
-    candidate: str = (
-        "recon_policy"  # recon_policy: VAE applied to the policy's action; prior_sample: decoded prior
-    )
+    candidate: str = "recon_policy"  # recon_policy: VAE applied to the policy's action; prior_sample: decoded prior
     detach_guide: bool = False  # stop the actor's gradient at the VAE's action
     use_candidate: bool = True  # ablation: regularise towards the data's action only
     use_gate: bool = True  # ablation: regularise everywhere
@@ -97,12 +96,12 @@ class CVAE(nn.Module):
 
 
 class Nets(NamedTuple):
-    """Network definitions (no parameters)."""
+    """Network definitions (no parameters). Not typed closer, as flax has `apply` return one of two types."""
 
-    actor: DeterministicActor
-    critic: Critic
-    value: Value
-    vae: CVAE
+    actor: Any  # DeterministicActor
+    critic: Any  # Critic
+    value: Any  # Value
+    vae: Any  # CVAE
 
 
 class Optim(NamedTuple):
@@ -155,14 +154,16 @@ def draw(key: Key, static: Static, spec: Spec) -> Draws:
     )
 
 
-def target_action(
-    nets: Nets, actor: Params, next_obs: jax.Array, noise: jax.Array, hyper: Hyper
-) -> jax.Array:
-    """a' = clip(π̄(s') + clip(p M ε, ±q M), ±M)."""
-    bound = nets.actor.max_action
+def smoothing_noise(noise: jax.Array, bound: float, hyper: Hyper) -> jax.Array:
+    """clip(p M ε, ±q M): what TD3 adds to the target policy's action."""
     clip = hyper.noise_clip * bound
-    noise = jnp.clip(hyper.policy_noise * bound * noise, -clip, clip)
-    return jnp.clip(nets.actor.apply(actor, next_obs) + noise, -bound, bound)
+    return jnp.clip(hyper.policy_noise * bound * noise, -clip, clip)
+
+
+def target_action(nets: Nets, actor: Params, next_obs: jax.Array, noise: jax.Array, hyper: Hyper) -> jax.Array:
+    """a' = clip(π̄(s') + smoothing noise, ±M)."""
+    bound = nets.actor.max_action
+    return jnp.clip(nets.actor.apply(actor, next_obs) + smoothing_noise(noise, bound, hyper), -bound, bound)
 
 
 def critic_loss(critic: Params, nets: Nets, batch: Transition, target: jax.Array) -> Loss:
@@ -172,17 +173,23 @@ def critic_loss(critic: Params, nets: Nets, batch: Transition, target: jax.Array
     return loss, {"critic_loss": loss, "q": q.mean()}
 
 
-def value_loss(
-    value: Params, nets: Nets, batch: Transition, target: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def value_target(
+    nets: Nets, static: Static, critic: Params, batch: Transition, next_action: jax.Array, target: jax.Array,
+    hyper: Hyper,
+) -> jax.Array:  # fmt: skip
+    """y_V: the smaller of the online (updated) critics' estimate at a' and of their own target y."""
+    online_q = apply_ensemble(nets.critic, critic, batch.next_obs, next_action)
+    online = min_td_target(batch.reward, batch.terminated, online_q, hyper.discount)
+    return jnp.minimum(online, target) if static.pessimistic_value else online
+
+
+def value_loss(value: Params, nets: Nets, batch: Transition, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     """L_V, a plain regression; also returns V(s) before the step, which the advantages use."""
     v = nets.value.apply(value, batch.obs)
     return jnp.square(v - target).mean(), v
 
 
-def vae_loss(
-    vae: Params, nets: Nets, batch: Transition, advantage: jax.Array, noise: jax.Array, hyper: Hyper
-) -> Loss:
+def vae_loss(vae: Params, nets: Nets, batch: Transition, advantage: jax.Array, noise: jax.Array, hyper: Hyper) -> Loss:
     """L_VAE: reconstruct the data's actions of positive advantage; the KL term is not gated."""
     recon, mean, log_std = nets.vae.apply(vae, batch.obs, batch.action, noise)
     indicator = (advantage > hyper.adv_threshold)[:, None]
@@ -195,7 +202,7 @@ def vae_loss(
 def guide_action(
     nets: Nets, static: Static, vae: Params, obs: jax.Array, action: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """The VAE's candidate ã: the policy's own action reconstructed, or a decoded sample of the clipped prior."""
+    """The VAE's candidate ã: the policy's own action reconstructed, or a decoded clipped prior draw."""
     if static.candidate == "prior_sample":
         guide = nets.vae.apply(vae, obs, jnp.clip(noise, -0.5, 0.5), method="decode")
     else:
@@ -207,7 +214,7 @@ def regulariser(
     pi: jax.Array, guide: jax.Array, action: jax.Array, adv_guide: jax.Array, adv_data: jax.Array,
     static: Static, hyper: Hyper,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
-    """L_reg: distance to the better of the two actions where one of them is advantageous; choice and gate beside."""
+    """L_reg: distance to the better of the two actions where one is advantageous; also choice and gate."""
     threshold = hyper.adv_threshold
     if static.use_candidate:
         choose = adv_guide >= adv_data  # a tie goes to the VAE
@@ -220,13 +227,12 @@ def regulariser(
     return (hyper.mask * gate[:, None] * jnp.square(pi - target)).mean(), choose, gate
 
 
-def actor_loss(
-    actor: Params, nets: Nets, static: Static, state: State, batch: Transition, q_data: jax.Array, v: jax.Array,
-    noise: jax.Array, hyper: Hyper,
+def policy_loss(
+    pi: jax.Array, nets: Nets, static: Static, state: State, batch: Transition, q_data: jax.Array,
+    v: jax.Array, noise: jax.Array, hyper: Hyper,
 ) -> Loss:  # fmt: skip
-    """L_π = -λ mean Q1(s, u) + L_reg with u = π(s); the gradient also flows through the candidate."""
+    """L_π = -λ mean Q1(s, u) + L_reg of the actions u; the gradient also flows through the candidate."""
     q1 = first_critic(nets, state.critic)
-    pi = nets.actor.apply(actor, batch.obs)
     q_pi = q1(batch.obs, pi)
     scale = hyper.alpha / jax.lax.stop_gradient(jnp.abs(q_pi).mean() + hyper.lambda_eps)
     guide = guide_action(nets, static, state.vae, batch.obs, pi, noise)
@@ -243,7 +249,16 @@ def actor_loss(
     return loss, metrics
 
 
-def first_critic(nets: Nets, critic: Params):
+def actor_loss(
+    actor: Params, nets: Nets, static: Static, state: State, batch: Transition, q_data: jax.Array,
+    v: jax.Array, noise: jax.Array, hyper: Hyper,
+) -> Loss:  # fmt: skip
+    """L_π at u = π(s), as a function of the actor's parameters."""
+    pi = nets.actor.apply(actor, batch.obs)
+    return policy_loss(pi, nets, static, state, batch, q_data, v, noise, hyper)
+
+
+def first_critic(nets: Nets, critic: Params) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Q1 as a function of (obs, action)."""
     params = jax.tree.map(lambda x: x[0], critic)
     return lambda obs, action: nets.critic.apply(params, obs, action)
@@ -252,7 +267,7 @@ def first_critic(nets: Nets, critic: Params):
 def learn_critics(
     nets: Nets, static: Static, state: State, batch: Transition, draws: Draws, hyper: Hyper
 ) -> tuple[State, Metrics, jax.Array, jax.Array]:
-    """Steps (1) to (3) of an update: critics, value, VAE. Also returns Q1(s, a) and V(s), which the actor's step uses."""
+    """Steps (1) to (3) of an update: critics, value, VAE. Also Q1(s, a) and V(s) for the actor's step."""
     # (1) critics, towards the target networks' pessimistic estimate
     next_action = target_action(nets, state.target_actor, batch.next_obs, draws.target, hyper)
     next_q = apply_ensemble(nets.critic, state.target_critic, batch.next_obs, next_action)
@@ -260,18 +275,14 @@ def learn_critics(
     grads, metrics = jax.grad(critic_loss, has_aux=True)(state.critic, nets, batch, target)
     critic, critic_optim = descend(adam(hyper.critic_lr), grads, state.optim.critic, state.critic)
 
-    # (2) value, towards the smaller of the online (updated) and the target estimate
-    online_q = apply_ensemble(nets.critic, critic, batch.next_obs, next_action)
-    online_target = min_td_target(batch.reward, batch.terminated, online_q, hyper.discount)
-    value_target = jnp.minimum(online_target, target) if static.pessimistic_value else online_target
-    (v_loss, v), grads = jax.value_and_grad(value_loss, has_aux=True)(state.value, nets, batch, value_target)
+    # (2) value
+    v_target = value_target(nets, static, critic, batch, next_action, target, hyper)
+    (v_loss, v), grads = jax.value_and_grad(value_loss, has_aux=True)(state.value, nets, batch, v_target)
     value, value_optim = descend(adam(hyper.value_lr), grads, state.optim.value, state.value)
 
     # (3) VAE, on actions that the updated critic puts above V(s) as it was before its step
     q_data = first_critic(nets, critic)(batch.obs, batch.action)
-    grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(
-        state.vae, nets, batch, q_data - v, draws.vae, hyper
-    )
+    grads, vae_metrics = jax.grad(vae_loss, has_aux=True)(state.vae, nets, batch, q_data - v, draws.vae, hyper)
     vae, vae_optim = descend(adam(hyper.vae_lr), grads, state.optim.vae, state.vae)
 
     optim = state.optim._replace(critic=critic_optim, value=value_optim, vae=vae_optim)
@@ -280,8 +291,8 @@ def learn_critics(
 
 
 def learn_actor(
-    nets: Nets, static: Static, state: State, batch: Transition, q_data: jax.Array, v: jax.Array, draws: Draws,
-    hyper: Hyper,
+    nets: Nets, static: Static, state: State, batch: Transition, q_data: jax.Array, v: jax.Array,
+    draws: Draws, hyper: Hyper,
 ) -> tuple[State, Metrics]:  # fmt: skip
     """Steps (4) and (5) of an update: actor, then the targets of critics and actor."""
     grads, metrics = jax.grad(actor_loss, has_aux=True)(

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from algos.core import Dataset, Key, Transition
 
@@ -14,7 +15,7 @@ def sample_dataset(key: Key, dataset: Dataset, batch_size: int) -> Transition:
     return jax.tree.map(lambda x: x[index], dataset.transitions)
 
 
-def shape_reward(batch: Transition, scale: jax.Array, shift: jax.Array) -> Transition:
+def shape_reward(batch: Transition, scale: ArrayLike, shift: ArrayLike) -> Transition:
     """r <- scale r + shift."""
     return batch._replace(reward=scale * batch.reward + shift)
 
@@ -23,7 +24,7 @@ class ReplayBuffer(NamedTuple):
     """A ring of transitions; when full, the oldest are overwritten."""
 
     transitions: Transition  # leading axis: capacity
-    count: jax.Array  # () int32: transitions ever added
+    count: jax.Array  # type: ignore[assignment]  # () int32: transitions ever added, hiding tuple.count
 
 
 def empty_buffer(capacity: int, obs_dim: int, action_dim: int) -> ReplayBuffer:
@@ -35,7 +36,7 @@ def empty_buffer(capacity: int, obs_dim: int, action_dim: int) -> ReplayBuffer:
 
 
 def add(buffer: ReplayBuffer, rows: Transition) -> ReplayBuffer:
-    """Append a block of transitions (leading axis n). The capacity must be a multiple of n, so no block wraps."""
+    """Append a block of n transitions (leading axis). The capacity must be a multiple of n: no block wraps."""
     capacity = buffer.transitions.reward.shape[0]
     start = buffer.count % capacity
     write = lambda ring, new: jax.lax.dynamic_update_slice_in_dim(ring, new, start, 0)  # noqa: E731

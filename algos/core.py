@@ -27,8 +27,8 @@ class Algorithm(NamedTuple):
     step: (key, state, source, hyper) -> (state, metrics)    one training iteration, sampling included
     act:  (key, state, obs, hyper) -> action                 the evaluation policy; obs (..., obs_dim)
 
-    `step` makes `updates_per_step` gradient updates: a method with delayed actor updates makes a whole period
-    at a time, so that the delay is a shape of the program and not a branch that members under `vmap` would all pay.
+    `step` makes `updates_per_step` gradient updates: a method with delayed actor updates makes a whole period at
+    a time, so that the delay is a shape of the program and not a branch whose both sides `vmap` would compute.
     """
 
     init: Callable[[Key, Hyper], State]

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from algos.core import Params
 
 
 def min_td_target(
-    reward: jax.Array, terminated: jax.Array, next_q: jax.Array, discount: jax.Array
+    reward: jax.Array, terminated: jax.Array, next_q: jax.Array, discount: ArrayLike
 ) -> jax.Array:
     """y = r + discount (1 - terminated) min_i Q_i(s', a'), no gradient. `next_q` is (ensemble, batch)."""
     return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_q.min(0))
@@ -19,12 +20,12 @@ def ensemble_mse(q: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.square(q - target).mean(-1).sum()
 
 
-def polyak(params: Params, target: Params, tau: jax.Array) -> Params:
+def polyak(params: Params, target: Params, tau: ArrayLike) -> Params:
     """target <- tau params + (1 - tau) target."""
     return jax.tree.map(lambda x, y: tau * x + (1.0 - tau) * y, params, target)
 
 
-def adam(learning_rate: jax.Array) -> optax.GradientTransformation:
+def adam(learning_rate: ArrayLike) -> optax.GradientTransformation:
     """Adam with the defaults common to PyTorch and optax; the rate may be traced."""
     return optax.adam(learning_rate)
 

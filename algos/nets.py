@@ -1,7 +1,7 @@
 """Networks shared by the algorithms, in PyTorch's default initialisation.
 
-The offline RL papers we implement were written in PyTorch, whose linear layer draws kernel *and bias* uniformly
-from +-1/sqrt(fan_in). Kernels are (in, out): `y = x @ kernel + bias`.
+The offline RL papers we implement were written in PyTorch, whose linear layer draws kernel *and bias*
+uniformly from +-1/sqrt(fan_in). Kernels are (in, out): `y = x @ kernel + bias`.
 """
 
 from collections.abc import Sequence

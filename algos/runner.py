@@ -24,7 +24,7 @@ Chunk = Callable[[Population, Source, jax.Array], tuple[Population, Metrics]]
 
 
 def over_members(how: str, function: Callable) -> Callable:
-    """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (one after another, exact)."""
+    """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (in turn, exact)."""
     if how == "vmap":
         return jax.vmap(function)
     return lambda *args: jax.lax.map(lambda member: function(*member), args)
@@ -47,11 +47,12 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
-def make_chunk(algo: Algorithm, length: int, how: str) -> Chunk:
-    """Compile `length` steps of every member into one program: (population, source, first step) -> (population, metrics).
+def make_chunk(algo: Algorithm, length: int, how: str, mesh: Mesh | None = None) -> Chunk:
+    """`length` steps of every member as one program: (population, source, first step) -> (population, metrics).
 
-    The population's buffers are donated. Metrics are means over the chunk, (members,) each. A member whose numbers
-    stop being finite keeps the state it had at the start of the chunk and is marked not alive; the others go on.
+    Each device of the mesh (by default there is one) trains its share of the members by itself. The
+    population's buffers are donated. Metrics are means over the chunk, (members,) each. A member whose numbers
+    stop being finite keeps its state from the start of the chunk and is marked not alive; the others go on.
     """
 
     def chunk(population: Population, source: Source, start: jax.Array) -> tuple[Population, Metrics]:
@@ -67,18 +68,27 @@ def make_chunk(algo: Algorithm, length: int, how: str) -> Chunk:
         state, alive, metrics = over_members(how, member)(*population)
         return population._replace(state=state, alive=alive), metrics
 
-    return jax.jit(chunk, donate_argnums=0)
+    if mesh is None:
+        return jax.jit(chunk, donate_argnums=0)
+    members, everywhere = P("member"), P()
+    local = jax.shard_map(
+        chunk,
+        mesh=mesh,
+        in_specs=(members, everywhere, everywhere),
+        out_specs=members,
+        check_vma=False,
+    )
+    return jax.jit(local, donate_argnums=0)
 
 
 def member_mesh(members: int) -> Mesh:
-    """A mesh over as many local devices as divide the number of members evenly."""
-    devices = jax.local_devices()
-    count = max(n for n in range(1, len(devices) + 1) if members % n == 0)
-    return jax.make_mesh((count,), ("member",), axis_types=(AxisType.Auto,), devices=devices[:count])
+    """A mesh over the local devices, no more of them than members."""
+    devices = jax.local_devices()[:members]
+    return jax.make_mesh((len(devices),), ("member",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def shard(population: Population, mesh: Mesh) -> Population:
-    """Spread the members over the devices of the mesh."""
+    """Spread the members evenly over the devices of the mesh; their number is a multiple of the devices'."""
     return jax.device_put(population, NamedSharding(mesh, P("member")))
 
 

@@ -1,0 +1,1 @@
+"""Hydra configuration files; this module only makes them a package that Hydra can find."""

@@ -1,0 +1,201 @@
+"""Locomotion on C MuJoCo, as a pure function of an explicit state.
+
+The state holds float64 numbers as pairs of uint32 words, so nothing is rounded on the way through float32 JAX
+programs, and a checkpoint of the state continues the simulation to the last bit.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from jax.custom_batching import custom_vmap
+
+from envs.core import Env, EnvParams, Key, TimeStep
+from envs.mujoco.locomotion import HORIZON, Robot, draw_start, load_model, spec_of
+
+# Time, positions and velocities, and the solver's warm start, without which a continued simulation drifts.
+STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
+
+# On the CPU, JAX copies callback arguments of 100 KB or more on the very threads that callbacks may be
+# blocking, which is a deadlock on machines with few cores (jax issues 24255 and 25861).
+ARGUMENT_BYTES = 64 * 1024
+
+# MuJoCo reports a simulation that blew up by counting warnings, and prints the first of a kind (count zero).
+# Counts are kept at this value, so that nothing is printed and an automatic reset, which leaves 1, shows too.
+QUIET = 2
+
+
+class CState(NamedTuple):
+    """An environment's state. A finished episode (terminated or at the horizon) no longer changes."""
+
+    words: jax.Array  # (2 * size,) uint32: float64 numbers, see `Physics`
+    t: jax.Array  # () int32, steps taken
+    terminated: jax.Array  # () bool
+
+
+class Physics:
+    """C MuJoCo stepping batches of state vectors on one thread per core.
+
+    A state vector is float64: time, qpos, qvel, warm start, and the x coordinate that velocity is taken of.
+    """
+
+    def __init__(self, robot: Robot, threads: int | None = None):
+        self.robot = robot
+        self.model = load_model(robot)
+        self.nq, self.nv = self.model.nq, self.model.nv
+        self.size = 1 + self.nq + 2 * self.nv + 1
+        self.dt = self.model.opt.timestep * robot.frame_skip
+        self.threads = threads or _core_count()
+        self._datas = [mujoco.MjData(self.model) for _ in range(self.threads)]
+        for data in self._datas:
+            data.warning.number[:] = QUIET
+        self._torso = self.model.body(robot.torso).id if robot.torso else None
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="mujoco")
+        self._lock = threading.Lock()
+
+    def positions_velocities(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(qpos, qvel) of state vectors (..., size)."""
+        return vector[..., 1 : 1 + self.nq], vector[..., 1 + self.nq : 1 + self.nq + self.nv]
+
+    def step(
+        self, vector: np.ndarray, action: np.ndarray, finished: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """One environment step of every state that is not finished, in float64.
+
+        vector (n, size), action (n, action_dim), finished (n,) -> (vector, observation, reward, terminated).
+        A simulation that blows up keeps its last sound state and is terminated.
+        """
+        after = vector.copy()
+        diverged = np.zeros(len(vector), dtype=bool)
+        live = np.flatnonzero(~finished)
+        with self._lock:  # the MjData of a thread belongs to one call at a time
+            parts = np.array_split(live, min(self.threads, max(len(live), 1)))
+            jobs = [
+                self._pool.submit(self._advance, data, rows, after, action, diverged)
+                for data, rows in zip(self._datas[1:], parts[1:])
+            ]
+            self._advance(self._datas[0], parts[0], after, action, diverged)
+            for job in jobs:
+                job.result()
+        after[diverged] = vector[diverged]
+        qpos, qvel = self.positions_velocities(after)
+        observation = self.robot.observation(np, qpos, qvel)
+        reward = self.robot.reward(np, after[:, -1] - vector[:, -1], action, self.dt)
+        terminated = diverged | ~self.robot.is_healthy(np, qpos, qvel)
+        return after, observation, np.where(finished, 0.0, reward), terminated & ~finished
+
+    def _advance(
+        self,
+        data: mujoco.MjData,
+        rows: np.ndarray,
+        vector: np.ndarray,
+        action: np.ndarray,
+        diverged: np.ndarray,
+    ) -> None:
+        """Step the given rows of `vector` in place, marking those that blew up."""
+        model, counts = self.model, data.warning.number
+        for row in rows:
+            state = vector[row, :-1]
+            mujoco.mj_setState(model, data, state, STATE)
+            if state[0] == 0.0:  # fresh from a reset, where gymnasium computes the warm start so
+                mujoco.mj_forward(model, data)
+            data.ctrl[:] = action[row]
+            mujoco.mj_step(model, data, nstep=self.robot.frame_skip)
+            mujoco.mj_getState(model, data, state, STATE)
+            vector[row, -1] = data.qpos[0] if self._torso is None else data.xpos[self._torso, 0]
+            if (counts != QUIET).any():
+                counts[:] = QUIET
+                diverged[row] = True
+
+
+def make(robot: Robot) -> Env:
+    """The task on C MuJoCo, through a callback to the host: best on CPUs, and usable in any JAX program."""
+    physics = Physics(robot)
+    spec = spec_of(robot, physics.model)
+    init_qpos = jnp.asarray(physics.model.qpos0, jnp.float32)
+    advance = _batched_callback(physics, spec.obs_dim)
+
+    def reset(key: Key, params: EnvParams) -> tuple[CState, jax.Array]:
+        qpos, qvel = draw_start(robot, init_qpos, physics.nv, key)
+        zeros = jnp.zeros(physics.nv)
+        vector = jnp.concatenate([jnp.zeros(1), qpos, qvel, zeros, qpos[:1]])
+        state = CState(float64_words(vector), jnp.int32(0), jnp.asarray(False))
+        return state, robot.observation(jnp, qpos, qvel)
+
+    def step(key: Key, state: CState, action: jax.Array, params: EnvParams) -> tuple[CState, TimeStep]:
+        finished = state.terminated | (state.t >= HORIZON)
+        words, obs, reward, terminated = advance(state.words, action.astype(jnp.float32), finished)
+        state = CState(words, state.t + ~finished, state.terminated | terminated)
+        return state, TimeStep(obs, reward, state.terminated, state.t >= HORIZON)
+
+    return Env(robot.name, spec, HORIZON, (), reset, step)
+
+
+def _batched_callback(physics: Physics, obs_dim: int) -> Callable:
+    """`Physics.step` in JAX, any leading axes: (words, action, finished) -> (words, obs, reward, ended)."""
+    rows = ARGUMENT_BYTES // (8 * physics.size)
+
+    def on_host(words, action, finished):
+        vector = np.ascontiguousarray(words).view(np.float64)
+        after, obs, reward, terminated = physics.step(
+            vector, np.asarray(action, np.float64), np.asarray(finished)
+        )
+        return after.view(np.uint32), obs.astype(np.float32), reward.astype(np.float32), terminated
+
+    def call(words, action, finished):
+        n = len(words)
+        shapes = (
+            jax.ShapeDtypeStruct(words.shape, jnp.uint32),
+            jax.ShapeDtypeStruct((n, obs_dim), jnp.float32),
+            jax.ShapeDtypeStruct((n,), jnp.float32),
+            jax.ShapeDtypeStruct((n,), jnp.bool_),
+        )
+        return jax.pure_callback(on_host, shapes, words, action, finished)
+
+    @custom_vmap
+    def advance(words, action, finished):
+        lead = finished.shape
+        flat = [x.reshape(-1, *x.shape[len(lead) :]) for x in (words, action, finished)]
+        chunks = [call(*(x[i : i + rows] for x in flat)) for i in range(0, len(flat[0]), rows)]
+        return tuple(jnp.concatenate(x).reshape(*lead, *x[0].shape[1:]) for x in zip(*chunks))
+
+    @advance.def_vmap
+    def _over_axis(axis_size, batched, *arguments):
+        full = [
+            x if has_axis else jnp.broadcast_to(x, (axis_size, *x.shape))
+            for x, has_axis in zip(arguments, batched)
+        ]
+        return advance(*full), (True, True, True, True)
+
+    return advance
+
+
+def float64_words(x: jax.Array) -> jax.Array:
+    """The bits of float32 numbers (n,) widened to float64: (2n,) uint32, low word first.
+
+    Without float64, which JAX lacks by default. Exact for normal numbers; subnormal ones become zero.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    sign, exponent, fraction = bits & jnp.uint32(1 << 31), (bits >> 23) & 0xFF, bits & 0x7FFFFF
+    rebiased = exponent + jnp.uint32(1023 - 127)
+    nonzero = exponent > 0
+    high = sign | jnp.where(nonzero, (rebiased << 20) | (fraction >> 3), 0)
+    low = jnp.where(nonzero, fraction << 29, 0)
+    return jnp.stack([low, high], axis=-1).reshape(-1)
+
+
+def float64_vector(words: np.ndarray) -> np.ndarray:
+    """State vectors (..., size) from the words (..., 2 * size) of a `CState`; on the host."""
+    return np.ascontiguousarray(words).view(np.float64)
+
+
+def _core_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

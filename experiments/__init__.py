@@ -1,0 +1,1 @@
+"""Everything impure: configuration, training, evaluation, files."""

@@ -1,0 +1,199 @@
+"""The configuration: a closed, typed schema for Hydra, and where a run's files go."""
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+import algos
+from envs.core import UsageError
+from envs.datasets import registry as data_registry
+
+
+@dataclass
+class DataConfig:
+    """An offline data set. `name` is D4RL's; `path` a local HDF5 file in D4RL's layout."""
+
+    name: str = "none"
+    path: str | None = None
+    normalize: bool | None = None  # observations to zero mean, unit variance; null: the data set's default
+    reward_scale: float | None = None  # r <- reward_scale r + reward_shift; null: the data set's default
+    reward_shift: float | None = None
+    seed: int = 0  # of the draw of a mixed data set
+
+
+@dataclass
+class EnvConfig:
+    """Where policies act. `auto` is the environment that the data come from."""
+
+    name: str = "auto"  # halfcheetah, hopper, walker2d, ant, pointmix, gymnax:ID, gymnasium:ID
+    backend: str = "auto"  # physics of the locomotion tasks: mujoco (C, any host) | mjx (in jit) | auto
+
+
+@dataclass
+class RunConfig:
+    """How long, how often, where to."""
+
+    updates: int = 1_000_000  # gradient updates
+    eval_every: int = 5_000  # updates between evaluations
+    eval_episodes: int = 10
+    eval_seed_mode: str = "fixed"  # fixed: the same initial states at each evaluation | fresh
+    save_every: int = 50_000  # updates between checkpoints
+    chunk: int = 1_000  # updates per compiled call at most; a signal is answered after a chunk
+    keep: int = 2  # checkpoints kept
+    members: str = "auto"  # vmap | map (one after another: exact) | auto: vmap on accelerators, map on CPUs
+    root: str = "runs"  # run directories are ROOT/ALGO/DATA/HASH/seedN
+    dir: str | None = None  # run directory of a single member, instead of the above
+    fresh: bool = False  # start another run even if this one exists
+    tensorboard: bool = False
+    wandb: str | None = None  # project name
+
+
+@dataclass
+class Config:
+    """One command. `seed` is a number or a list: a population."""
+
+    algo: Any = None  # name, hyper, static: see `algo_schema`
+    data: DataConfig = field(default_factory=DataConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    seed: Any = 0
+
+
+# What does not change a run's numbers, so that it does not change its directory either.
+_UNHASHED = ("root", "dir", "fresh", "chunk", "keep", "save_every", "members", "tensorboard", "wandb")
+
+
+def algo_module(name: str) -> Any:
+    """The module of an algorithm: Hyper, Static, make."""
+    return importlib.import_module(f"algos.{name}")
+
+
+def algo_schema(name: str) -> type:
+    """The dataclass {name, hyper, static} of an algorithm."""
+    module = algo_module(name)
+    fields = [
+        ("name", str, field(default=name)),
+        ("hyper", module.Hyper, field(default_factory=module.Hyper)),
+        ("static", module.Static, field(default_factory=module.Static)),
+    ]
+    return dataclasses.make_dataclass(f"{name}_config", fields)
+
+
+def register() -> None:
+    """Make the schema, the algorithms and the data sets known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(group="run", name="schema", node=RunConfig)
+    for name in algos.OFFLINE + algos.ONLINE:
+        store.store(group="algo", name=f"{name}_schema", node=algo_schema(name))
+    for name in data_registry.registry():
+        store.store(group="data", name=name, node=DataConfig(name=name))
+    for name in ("none", "custom", "minari"):
+        store.store(group="data", name=name, node=DataConfig(name=name))
+    for name in ("auto", "halfcheetah", "hopper", "walker2d", "ant", "pointmix"):
+        store.store(group="env", name=name, node=EnvConfig(name=name))
+
+
+def check_keys(config: DictConfig) -> None:
+    """Refuse keys that no schema has: Hydra's `+key=value` gets past its own check.
+
+    Raises:
+        UsageError: naming the key and the nearest existing one.
+    """
+    schema = OmegaConf.structured(Config())
+    name = OmegaConf.select(config, "algo.name")
+    if name not in algos.OFFLINE + algos.ONLINE:
+        raise UsageError(f"algo={name}: no such algorithm; choose one of {', '.join(algos.OFFLINE + algos.ONLINE)}")
+    schema.algo = OmegaConf.structured(algo_schema(name)())
+    _check_keys(config, schema, "")
+
+
+def _check_keys(config: DictConfig, schema: DictConfig, prefix: str) -> None:
+    for key in config:
+        if key not in schema:
+            nearest = difflib.get_close_matches(str(key), [str(k) for k in schema], 1)
+            hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else f"; there are {', '.join(map(str, schema))}"
+            raise UsageError(f"unknown key {prefix}{key}{hint}")
+        if isinstance(config._get_node(key), DictConfig) and isinstance(schema._get_node(key), DictConfig):
+            _check_keys(config[key], schema[key], f"{prefix}{key}.")
+
+
+def to_config(config: DictConfig) -> Config:
+    """The typed configuration, every key checked, every value of its declared type."""
+    check_keys(config)
+    typed = OmegaConf.to_object(config)
+    assert isinstance(typed, Config)
+    check_values(typed)
+    return typed
+
+
+def check_values(config: Config) -> None:
+    """Refuse numbers that cannot be run.
+
+    Raises:
+        UsageError: naming the key and the mend.
+    """
+    run, static = config.run, config.algo.static
+    for key in ("updates", "eval_every", "eval_episodes", "save_every", "chunk", "keep"):
+        if getattr(run, key) < 1:
+            raise UsageError(f"run.{key}={getattr(run, key)} must be at least 1")
+    if run.members not in ("auto", "vmap", "map"):
+        raise UsageError(f"run.members={run.members} must be auto, vmap or map")
+    if run.eval_seed_mode not in ("fixed", "fresh"):
+        raise UsageError(f"run.eval_seed_mode={run.eval_seed_mode} must be fixed or fresh")
+    if run.updates % run.eval_every:
+        raise UsageError(f"run.updates={run.updates} must be a multiple of run.eval_every={run.eval_every}")
+    if getattr(static, "batch_size", 1) < 1:
+        raise UsageError(f"algo.static.batch_size={static.batch_size} must be at least 1")
+
+
+def members(config: Config) -> list[Config]:
+    """One configuration for each seed of `config.seed` (a number or a list).
+
+    Raises:
+        UsageError: if a seed is no integer, is repeated, or a single directory is asked for several members.
+    """
+    seeds = config.seed if isinstance(config.seed, list) else [config.seed]
+    if not seeds or not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in seeds):
+        raise UsageError(f"seed={config.seed} must be an integer or a list of integers such as seed=[0,1,2]")
+    if len(set(seeds)) != len(seeds):
+        raise UsageError(f"seed={config.seed} names a seed twice")
+    if config.run.dir is not None and len(seeds) > 1:
+        raise UsageError("run.dir is the directory of one run; for several seeds set run.root")
+    return [dataclasses.replace(config, seed=seed) for seed in seeds]
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain numbers, strings, lists and dictionaries."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def fingerprint(config: Config) -> str:
+    """Eight hexadecimal digits of everything that changes a run's numbers, the seed apart."""
+    return fingerprint_of(as_dict(config))
+
+
+def fingerprint_of(config: dict[str, Any]) -> str:
+    """The same of a configuration that was saved by `as_dict`."""
+    content = {key: value for key, value in config.items() if key != "seed"}
+    content["run"] = {key: value for key, value in config["run"].items() if key not in _UNHASHED}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_dir(config: Config) -> Path:
+    """Where a member's files go: named by what is run, so that the same command finds its run and goes on."""
+    if config.run.dir is not None:
+        return Path(config.run.dir)
+    subject = config.data.name if config.algo.name in algos.OFFLINE else config.env.name
+    if config.data.path and config.algo.name in algos.OFFLINE and subject == "custom":
+        subject = Path(config.data.path).stem
+    subject = subject.replace("/", "_").replace(":", "_")
+    return Path(config.run.root) / config.algo.name / subject / fingerprint(config) / f"seed{config.seed}"

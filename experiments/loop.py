@@ -1,0 +1,238 @@
+"""The one training loop: compiled chunk of updates, evaluation, log, checkpoint, and again."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algos import runner
+from algos.runner import Population
+from envs.core import UsageError
+from experiments import results, rundir
+from experiments.checkpoint import Checkpoints
+from experiments.config import Config, as_dict, run_dir
+from experiments.interrupt import Interrupt
+from experiments.log import Display, MetricsFile, Trackers
+from experiments.rollout import Evaluator, episode_seeds, make_evaluator
+from experiments.task import Task, make_task
+
+EvaluationHook = Callable[[int, Population, np.ndarray], None]  # (update, population, scores (members,))
+
+
+@dataclass
+class Member:
+    """One run: its configuration and files."""
+
+    config: Config
+    dir: Path
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+
+
+@dataclass
+class Progress:
+    """How far a group is, and the sums of its metrics since the last evaluation."""
+
+    update: int
+    sums: dict[str, np.ndarray]  # (members,) each
+    chunks: int
+    diverged_at: list[int | None]
+
+
+def train(configs: list[Config], on_evaluation: EvaluationHook | None = None) -> list[dict[str, Any]]:
+    """Train members that differ only in seed and hyperparameters; those already finished are left alone.
+
+    Returns each member's result, as in its result.json.
+
+    Raises:
+        UsageError: bad configuration, data or checkpoints; nothing has been written then.
+        SystemExit: stopped by a signal, after saving.
+    """
+    task = make_task(configs[0])
+    chunk_updates(configs[0], task.algo.updates_per_step)
+    members = [_member(config, task) for config in configs]
+    with rundir.locked([member.dir for member in members]):
+        for group in _groups([m for m in members if results.read(m.dir) is None], configs[0].run.save_every):
+            _train_group(task, group, on_evaluation)
+    return [results.read(member.dir) or {} for member in members]
+
+
+def chunk_updates(config: Config, per_step: int) -> int:
+    """Updates per compiled call: the largest divisor of all intervals that is no more than run.chunk.
+
+    Raises:
+        UsageError: an interval is no multiple of the updates that one training iteration makes.
+    """
+    run = config.run
+    for key in ("updates", "eval_every", "save_every"):
+        if getattr(run, key) % per_step:
+            raise UsageError(
+                f"run.{key}={getattr(run, key)} must be a multiple of {per_step}, the updates of one iteration"
+            )
+    common = math.gcd(run.eval_every, run.save_every, run.updates) // per_step
+    steps = max(n for n in range(1, common + 1) if common % n == 0 and (n * per_step <= run.chunk or n == 1))
+    return steps * per_step
+
+
+def _member(config: Config, task: Task) -> Member:
+    folder = run_dir(config)
+    rundir.check(folder, config, task.data_sha256)
+    return Member(config, folder, Checkpoints(folder, config.run.keep), MetricsFile(folder))
+
+
+def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
+    """Members that can go on together: their newest checkpoints lie at most one save apart.
+
+    A kill while a population was being saved leaves some members one save ahead; they go back to the common one.
+    """
+    newest = {id(m): (m.checkpoints.steps() or [0])[0] for m in members}
+    groups: list[list[Member]] = []
+    for member in sorted(members, key=lambda m: -newest[id(m)]):
+        if groups and newest[id(groups[-1][0])] - newest[id(member)] <= save_every:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    order = {id(m): i for i, m in enumerate(members)}
+    return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
+
+
+def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHook | None) -> None:
+    run = members[0].config.run
+    mesh = runner.member_mesh(len(members))
+    population = _init(task, members, mesh.size)
+    population, progress = _resume(task, members, population)
+    for member in members:
+        rundir.begin(member.dir, member.config, progress.update)
+        member.metrics.rewind(progress.update)
+    population = runner.shard(population, mesh)
+    source = runner.replicate(task.source, mesh)
+
+    per_call = chunk_updates(members[0].config, task.algo.updates_per_step)
+    begun = time.monotonic()
+    chunk = runner.make_chunk(task.algo, per_call // task.algo.updates_per_step, task.how, mesh)
+    compiled = chunk.lower(population, source, jnp.int32(0)).compile()
+    speed = results.Speed(compile_seconds=time.monotonic() - begun)
+    evaluator = make_evaluator(task.algo, task.env, run.eval_episodes, task.how)
+    trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
+
+    title = f"{members[0].config.algo.name} {task.name}" + (f" x{len(members)}" if len(members) > 1 else "")
+    with Interrupt() as interrupt, Display(title, run.updates, progress.update) as display:
+        while progress.update < run.updates:
+            with speed.training(per_call):
+                step = jnp.int32(progress.update // task.algo.updates_per_step)
+                population, metrics = compiled(population, source, step)
+                _accumulate(progress, metrics, population, len(members), per_call)
+            display.advance(progress.update)
+            if progress.update % run.eval_every == 0:
+                with speed.evaluating():
+                    scores = _evaluate(task, members, population, progress, evaluator, trackers)
+                display.evaluated(progress.update, list(scores))
+                if on_evaluation is not None:
+                    on_evaluation(progress.update, population, scores)
+            if progress.update % run.save_every == 0 or progress.update == run.updates or interrupt.requested:
+                _save(task, members, population, progress)
+            if interrupt.requested and progress.update < run.updates:
+                interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
+    for index, member in enumerate(members):
+        trackers[index].close()
+        params = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
+        results.write(member.dir, member.config, task, params, speed, progress.diverged_at[index])
+
+
+def _init(task: Task, members: list[Member], devices: int) -> Population:
+    """Fresh members, padded with copies of the last to a multiple of the devices."""
+    padded = members + [members[-1]] * (-len(members) % devices)
+    seeds = jnp.array([m.config.seed for m in padded], jnp.uint32)
+    hypers = [m.config.algo.hyper for m in padded]
+    hyper = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
+    return runner.init_population(task.algo, seeds, hyper, task.how)
+
+
+def _resume(task: Task, members: list[Member], fresh: Population) -> tuple[Population, Progress]:
+    """The newest state that all members have, or the fresh one."""
+    like = jax.tree.map(lambda x: x[0], fresh.state)
+    newest = None
+    while True:
+        restored = [m.checkpoints.restore(like, newest) for m in members]
+        steps = {found[0] if found else 0 for found in restored}
+        if len(steps) == 1:
+            break
+        newest = min(steps)
+    if restored[0] is None:
+        return fresh, Progress(0, {}, 0, [None] * len(members))
+    notes = [found[2] for found in restored if found]
+    padding = [restored[-1]] * (fresh.alive.size - len(members))
+    states = [found[1] for found in restored + padding if found]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    diverged = [note["diverged_at"] for note in notes]
+    alive = jnp.array([at is None for at in diverged + [diverged[-1]] * len(padding)])
+    sums = {name: np.array([note["sums"][name] for note in notes]) for name in notes[0]["sums"]}
+    progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged)
+    return fresh._replace(state=state, alive=alive), progress
+
+
+def _accumulate(
+    progress: Progress, metrics: runner.Metrics, population: Population, members: int, updates: int
+) -> None:
+    """Add a chunk's metrics to the sums, and note who diverged."""
+    values = {name: np.asarray(value, np.float64)[:members] for name, value in jax.device_get(metrics).items()}
+    progress.update += updates
+    progress.chunks += 1
+    progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
+    for index, alive in enumerate(np.asarray(population.alive)[:members]):
+        if not alive and progress.diverged_at[index] is None:
+            progress.diverged_at[index] = progress.update
+
+
+def _evaluate(
+    task: Task, members: list[Member], population: Population, progress: Progress, evaluator: Evaluator,
+    trackers: list[Trackers],
+) -> np.ndarray:  # fmt: skip
+    """Returns of all members, written as a row of each member's files; their scores."""
+    run = members[0].config.run
+    here = jax.device_put(jax.tree.map(lambda x: x, population), jax.local_devices()[0])
+    seeds = [m.config.seed for m in members]
+    seeds += [seeds[-1]] * (here.alive.size - len(members))
+    returns = evaluator(
+        here, task.normalizer, episode_seeds(seeds, run.eval_episodes, progress.update, run.eval_seed_mode)
+    )[: len(members)]
+    scores = np.array([task.score(row.mean()) for row in returns])
+    for index, member in enumerate(members):
+        row = {"update": progress.update, "score": scores[index], "return_mean": returns[index].mean()}
+        row |= {
+            "return_std": returns[index].std(),
+            "diverged": float(progress.diverged_at[index] is not None),
+        }
+        row |= {name: total[index] / progress.chunks for name, total in sorted(progress.sums.items())}
+        member.metrics.append(row)
+        trackers[index].log(progress.update, row)
+    progress.sums, progress.chunks = {}, 0
+    return scores
+
+
+def _save(task: Task, members: list[Member], population: Population, progress: Progress) -> None:
+    """A checkpoint of each member, as if it had run alone."""
+    for index, member in enumerate(members):
+        state = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
+        mean, std = (np.asarray(x, np.float64).tolist() for x in task.normalizer)
+        note = {
+            "config": as_dict(dataclasses.replace(member.config)),
+            "data_sha256": task.data_sha256,
+            "obs_mean": mean,
+            "obs_std": std,
+            "obs_dim": task.spec.obs_dim,
+            "action_dim": task.spec.action_dim,
+            "max_action": task.spec.max_action,
+            "env": task.env_name,
+            "sums": {name: float(total[index]) for name, total in progress.sums.items()},
+            "chunks": progress.chunks,
+            "diverged_at": progress.diverged_at[index],
+        }
+        member.checkpoints.save(progress.update, state, note)

@@ -1,0 +1,103 @@
+"""From a configuration to what is trained: data, environment, algorithm. All checks come before any work."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import algos
+from algos.core import Algorithm, Env, Spec
+from envs import datasets, registry
+from envs.core import UsageError
+from experiments.config import Config, algo_module
+from experiments.rollout import Normalizer, PoolMaker
+
+
+@dataclass
+class Task:
+    """Everything that members of one population share."""
+
+    name: str  # of the data set, or of the environment of an online algorithm
+    algo: Algorithm
+    env: Env | PoolMaker
+    env_name: str
+    spec: Spec
+    source: Any
+    normalizer: Normalizer
+    how: str  # members by vmap or map
+    reference: tuple[float, float] | None  # returns of score 0 and 100
+    data: datasets.DataInfo | None
+    data_sha256: list[str]
+
+    def score(self, returns: float) -> float:
+        """D4RL's normalised score where reference returns are known, else the return itself."""
+        if self.reference is None:
+            return float(returns)
+        low, high = self.reference
+        return float(100.0 * (returns - low) / (high - low))
+
+
+def make_task(config: Config) -> Task:
+    """Load the data, make the environment and build the algorithm.
+
+    Raises:
+        UsageError: missing or damaged data, an unknown environment, or a pairing that cannot work.
+    """
+    if config.algo.name in algos.ONLINE:
+        return _online(config)
+    return _offline(config)
+
+
+def members_by(how: str) -> str:
+    """`auto` is vmap on accelerators and map on CPUs, where batching members gains nothing."""
+    if how != "auto":
+        return how
+    return "map" if jax.default_backend() == "cpu" else "vmap"
+
+
+def _offline(config: Config) -> Task:
+    data = config.data
+    if data.name == "none":
+        raise UsageError(f"algo={config.algo.name} learns from a data set: set data=NAME, e.g. data=hopper-medium-v2")
+    loaded = datasets.load(
+        data.name, path=data.path, normalize=data.normalize, reward_scale=data.reward_scale,
+        reward_shift=data.reward_shift, seed=data.seed,
+    )  # fmt: skip
+    name = loaded.info.env if config.env.name == "auto" else config.env.name
+    if name is None:
+        raise UsageError(
+            f"data={loaded.info.name} names no environment of ours: set env.name=gymnasium:ID or another environment"
+        )
+    env = registry.make(name, config.env.backend)
+    spec = env.spec if isinstance(env, Env) else env(1).spec
+    datasets.check_spec(loaded, spec)
+    dataset, info = loaded
+    algo = algo_module(config.algo.name).make(config.algo.static, spec)
+    normalizer = (dataset.obs_mean, dataset.obs_std)
+    how = members_by(config.run.members)
+    return Task(info.name, algo, env, name, spec, dataset, normalizer, how, info.reference, info, list(info.sha256))
+
+
+def _online(config: Config) -> Task:
+    name = config.algo.name
+    if config.data.path is not None or config.data.name not in ("none", "embedded"):
+        raise UsageError(f"algo={name} learns in an environment: set data=none env=NAME, not data={config.data.name}")
+    if config.env.name == "auto":
+        raise UsageError(f"algo={name} learns in an environment: set env=NAME, e.g. env=hopper")
+    env = registry.make(config.env.name, config.env.backend)
+    if not isinstance(env, Env):
+        raise UsageError(f"algo={name} needs a functional environment, {config.env.name} is for evaluation only")
+    algo = algo_module(name).make(config.algo.static, env.spec, env)
+    normalizer = (jnp.zeros(env.spec.obs_dim), jnp.ones(env.spec.obs_dim))
+    how = members_by(config.run.members)
+    reference = robot_reference(env.name)
+    return Task(env.name, algo, env, env.name, env.spec, env.params, normalizer, how, reference, None, [])
+
+
+def robot_reference(env: str) -> tuple[float, float] | None:
+    """D4RL's reference returns of a robot, which are the same for all its data sets."""
+    try:
+        return datasets.reference(f"{env}-expert-v2")
+    except UsageError:
+        return None

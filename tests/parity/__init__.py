@@ -1,0 +1,1 @@
+"""Comparison of our functions with recorded numbers: `python -m tests.parity ALGO DIR`."""
