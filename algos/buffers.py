@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 from algos.core import Dataset, Key, Transition
 
@@ -15,7 +14,7 @@ def sample_dataset(key: Key, dataset: Dataset, batch_size: int) -> Transition:
     return jax.tree.map(lambda x: x[index], dataset.transitions)
 
 
-def shape_reward(batch: Transition, scale: ArrayLike, shift: ArrayLike) -> Transition:
+def shape_reward(batch: Transition, scale: jax.Array | float, shift: jax.Array | float) -> Transition:
     """r <- scale r + shift."""
     return batch._replace(reward=scale * batch.reward + shift)
 

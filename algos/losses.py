@@ -8,11 +8,23 @@ from jax.typing import ArrayLike
 from algos.core import Params
 
 
-def min_td_target(
-    reward: jax.Array, terminated: jax.Array, next_q: jax.Array, discount: ArrayLike
-) -> jax.Array:
+def td_target(reward: jax.Array, terminated: jax.Array, next_value: jax.Array, discount: ArrayLike) -> jax.Array:
+    """y = r + discount (1 - terminated) V(s'), without gradient. All arrays are (batch,)."""
+    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_value)
+
+
+def min_td_target(reward: jax.Array, terminated: jax.Array, next_q: jax.Array, discount: ArrayLike) -> jax.Array:
     """y = r + discount (1 - terminated) min_i Q_i(s', a'), no gradient. `next_q` is (ensemble, batch)."""
-    return jax.lax.stop_gradient(reward + discount * (1.0 - terminated) * next_q.min(0))
+    return td_target(reward, terminated, next_q.min(0), discount)
+
+
+def smooth_action(
+    action: jax.Array, noise: jax.Array, policy_noise: ArrayLike, noise_clip: ArrayLike, max_action: float
+) -> jax.Array:
+    """TD3's target policy smoothing: clip(a + clip(p M noise, +-q M), +-M), `noise` standard normal."""
+    clip = noise_clip * max_action
+    noise = jnp.clip(policy_noise * max_action * noise, -clip, clip)
+    return jnp.clip(action + noise, -max_action, max_action)
 
 
 def ensemble_mse(q: jax.Array, target: jax.Array) -> jax.Array:
@@ -25,8 +37,8 @@ def polyak(params: Params, target: Params, tau: ArrayLike) -> Params:
     return jax.tree.map(lambda x, y: tau * x + (1.0 - tau) * y, params, target)
 
 
-def adam(learning_rate: ArrayLike) -> optax.GradientTransformation:
-    """Adam with the defaults common to PyTorch and optax; the rate may be traced."""
+def adam(learning_rate: ArrayLike | optax.Schedule) -> optax.GradientTransformation:
+    """Adam with the defaults common to PyTorch and optax; the rate may be traced, or a function of the count."""
     return optax.adam(learning_rate)
 
 

@@ -88,3 +88,8 @@ def init_ensemble(net: nn.Module, key: Key, size: int, *inputs: jax.Array) -> Pa
 def apply_ensemble(net: nn.Module, params: Params, *inputs: jax.Array) -> jax.Array:
     """Outputs of all copies on the same inputs: (size, ...)."""
     return jax.vmap(lambda p: net.apply(p, *inputs))(params)
+
+
+def apply_first(net: nn.Module, params: Params, *inputs: jax.Array) -> jax.Array:
+    """Output of the first copy alone, e.g. Q1 of twin critics."""
+    return net.apply(jax.tree.map(lambda x: x[0], params), *inputs)

@@ -35,9 +35,7 @@ def _action_range(env_id: str, space: Any) -> _ActionRange:
     low = np.broadcast_to(np.asarray(space.low, np.float32), space.shape)
     high = np.broadcast_to(np.asarray(space.high, np.float32), space.shape)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UsageError(
-            f"{env_id} has unbounded actions; wrap it so that its action space has finite bounds"
-        )
+        raise UsageError(f"{env_id} has unbounded actions; wrap it so that its action space has finite bounds")
     if (low == -high[0]).all() and (high == high[0]).all():
         ones = np.ones_like(low)
         return _ActionRange(float(high[0]), ones, 0.0 * ones, low, high)
@@ -46,9 +44,7 @@ def _action_range(env_id: str, space: Any) -> _ActionRange:
 
 def _observation_dim(env_id: str, space: Any) -> int:
     if not hasattr(space, "low") or len(space.shape) != 1:
-        raise UsageError(
-            f"{env_id} has observations {space}; choose an environment that observes a flat vector"
-        )
+        raise UsageError(f"{env_id} has observations {space}; choose an environment that observes a flat vector")
     return space.shape[0]
 
 

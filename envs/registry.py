@@ -34,6 +34,4 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
         GymnasiumPool(env_id, 1).close()  # a wrong id is to be known now, not at the first evaluation
         return functools.partial(GymnasiumPool, env_id)
     near = difflib.get_close_matches(name.lower(), NAMES, n=1, cutoff=0.0)[0]
-    raise UsageError(
-        f"environment {name!r} is not known; did you mean {near!r}? (also: {GYMNAX}ID, {GYMNASIUM}ID)"
-    )
+    raise UsageError(f"environment {name!r} is not known; did you mean {near!r}? (also: {GYMNAX}ID, {GYMNASIUM}ID)")

@@ -102,13 +102,13 @@ def register() -> None:
         store.store(group="env", name=name, node=EnvConfig(name=name))
 
 
-def check_keys(config: DictConfig) -> None:
+def check_keys(config: DictConfig, command: type = Config) -> None:
     """Refuse keys that no schema has: Hydra's `+key=value` gets past its own check.
 
     Raises:
         UsageError: naming the key and the nearest existing one.
     """
-    schema = OmegaConf.structured(Config())
+    schema = OmegaConf.structured(command())
     name = OmegaConf.select(config, "algo.name")
     if name not in algos.OFFLINE + algos.ONLINE:
         raise UsageError(f"algo={name}: no such algorithm; choose one of {', '.join(algos.OFFLINE + algos.ONLINE)}")

@@ -23,7 +23,8 @@ from experiments.log import Display, MetricsFile, Trackers
 from experiments.rollout import Evaluator, episode_seeds, make_evaluator
 from experiments.task import Task, make_task
 
-EvaluationHook = Callable[[int, Population, np.ndarray], None]  # (update, population, scores (members,))
+# (update, population, scores (members,)) -> whether to stop here, unfinished
+EvaluationHook = Callable[[int, Population, np.ndarray], bool]
 
 
 @dataclass
@@ -124,6 +125,7 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
 
     title = f"{members[0].config.algo.name} {task.name}" + (f" x{len(members)}" if len(members) > 1 else "")
     with Interrupt() as interrupt, Display(title, run.updates, progress.update) as display:
+        stop = False
         while progress.update < run.updates:
             with speed.training(per_call):
                 step = jnp.int32(progress.update // task.algo.updates_per_step)
@@ -134,10 +136,12 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
                 with speed.evaluating():
                     scores = _evaluate(task, members, population, progress, evaluator, trackers)
                 display.evaluated(progress.update, list(scores))
-                if on_evaluation is not None:
-                    on_evaluation(progress.update, population, scores)
-            if progress.update % run.save_every == 0 or progress.update == run.updates or interrupt.requested:
+                stop = on_evaluation is not None and on_evaluation(progress.update, population, scores)
+            last = stop or progress.update == run.updates or interrupt.requested
+            if last or progress.update % run.save_every == 0:
                 _save(task, members, population, progress)
+            if stop:
+                return
             if interrupt.requested and progress.update < run.updates:
                 interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
     for index, member in enumerate(members):

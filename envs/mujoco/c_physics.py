@@ -103,8 +103,6 @@ class Physics:
         for row in rows:
             state = vector[row, :-1]
             mujoco.mj_setState(model, data, state, STATE)
-            if state[0] == 0.0:  # fresh from a reset, where gymnasium computes the warm start so
-                mujoco.mj_forward(model, data)
             data.ctrl[:] = action[row]
             mujoco.mj_step(model, data, nstep=self.robot.frame_skip)
             mujoco.mj_getState(model, data, state, STATE)
@@ -143,9 +141,7 @@ def _batched_callback(physics: Physics, obs_dim: int) -> Callable:
 
     def on_host(words, action, finished):
         vector = np.ascontiguousarray(words).view(np.float64)
-        after, obs, reward, terminated = physics.step(
-            vector, np.asarray(action, np.float64), np.asarray(finished)
-        )
+        after, obs, reward, terminated = physics.step(vector, np.asarray(action, np.float64), np.asarray(finished))
         return after.view(np.uint32), obs.astype(np.float32), reward.astype(np.float32), terminated
 
     def call(words, action, finished):
@@ -168,8 +164,7 @@ def _batched_callback(physics: Physics, obs_dim: int) -> Callable:
     @advance.def_vmap
     def _over_axis(axis_size, batched, *arguments):
         full = [
-            x if has_axis else jnp.broadcast_to(x, (axis_size, *x.shape))
-            for x, has_axis in zip(arguments, batched)
+            x if has_axis else jnp.broadcast_to(x, (axis_size, *x.shape)) for x, has_axis in zip(arguments, batched)
         ]
         return advance(*full), (True, True, True, True)
 

@@ -54,9 +54,7 @@ class Robot:
     name: str
     xml: str  # file among gymnasium's assets
     frame_skip: int  # simulator steps per environment step
-    is_healthy: Callable[
-        [ModuleType, Array, Array], Array
-    ]  # (xp, qpos, qvel) -> bool; False ends the episode
+    is_healthy: Callable[[ModuleType, Array, Array], Array]  # (xp, qpos, qvel) -> bool; False ends the episode
     healthy_reward: float
     control_cost: float
     reset_noise: float  # half-width of the uniform noise on qpos
@@ -85,9 +83,7 @@ ROBOTS = {
     for robot in (
         Robot("halfcheetah", "half_cheetah.xml", 5, _halfcheetah_is_healthy, 0.0, 0.1, 0.1, True),
         Robot("hopper", "hopper.xml", 4, _hopper_is_healthy, 1.0, 1e-3, 5e-3, False, velocity_limit=10.0),
-        Robot(
-            "walker2d", "walker2d.xml", 4, _walker2d_is_healthy, 1.0, 1e-3, 5e-3, False, velocity_limit=10.0
-        ),
+        Robot("walker2d", "walker2d.xml", 4, _walker2d_is_healthy, 1.0, 1e-3, 5e-3, False, velocity_limit=10.0),
         Robot("ant", "ant.xml", 5, _ant_is_healthy, 1.0, 0.5, 0.1, True, hidden_positions=2, torso="torso"),
     )
 }

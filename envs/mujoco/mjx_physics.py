@@ -1,14 +1,22 @@
-"""Locomotion on MJX: the simulator itself is JAX code, so episodes run by the thousand on an accelerator."""
+"""Locomotion on MJX: the simulator itself is JAX code, so episodes run by the thousand on an accelerator.
 
+The planar robots follow C MuJoCo to float32 precision. Ant does so until a steep leg touches the ground: MJX then
+turns the friction pyramid of the contact to the world's axes, C MuJoCo to the leg's (mujoco issue 2774).
+"""
+
+import contextlib
+import io
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mujoco
-from mujoco import mjx
 
 from envs.core import Env, EnvParams, Key, TimeStep
 from envs.mujoco.locomotion import HORIZON, Robot, draw_start, load_model, spec_of
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints that its optional Warp backend is not installed
+    from mujoco import mjx
 
 
 class MjxState(NamedTuple):
@@ -58,9 +66,7 @@ def _simulator(robot: Robot, model: mujoco.MjModel) -> Any:
 
     def simulate(state: MjxState, action: jax.Array) -> MjxState:
         data = template.replace(qpos=state.qpos, qvel=state.qvel, qacc_warmstart=state.warmstart, ctrl=action)
-        data, _ = jax.lax.scan(
-            lambda data, _: (mjx.step(mjx_model, data), None), data, length=robot.frame_skip
-        )
+        data, _ = jax.lax.scan(lambda data, _: (mjx.step(mjx_model, data), None), data, length=robot.frame_skip)
         x = data.qpos[0] if torso is None else data.xpos[torso, 0]
         return state._replace(qpos=data.qpos, qvel=data.qvel, warmstart=data.qacc_warmstart, x=x)
 

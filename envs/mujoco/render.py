@@ -34,9 +34,7 @@ def render(
         raise UsageError(f"{name} is drawn from positions of shape (T, {model.nq}), not {qpos.shape}")
     if mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, str(camera)) < 0 and camera != -1:
         cameras = ", ".join(model.camera(i).name for i in range(model.ncam))
-        raise UsageError(
-            f"{name} has no camera {camera!r}; choose one of {cameras}, or -1 for the free camera"
-        )
+        raise UsageError(f"{name} has no camera {camera!r}; choose one of {cameras}, or -1 for the free camera")
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
     with _renderer(model, width, height) as renderer:
         data = mujoco.MjData(model)

@@ -1,45 +1,77 @@
-"""A tiny environment that the online and offline methods learn within seconds."""
-
-from typing import NamedTuple
+"""PointMix in a few lines: data, training of a small population, returns. Shared by the tests of the algorithms."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from envs.core import Env, Spec, TimeStep
+from algos.runner import init_population, make_chunk
+from envs import pointmix
+from envs.core import Dataset, Transition
 
-HORIZON = 30
-
-
-class PointState(NamedTuple):
-    position: jax.Array  # (2,)
-    time: jax.Array  # ()
-
-
-def reset(key, params):
-    position = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
-    return PointState(position, jnp.zeros((), jnp.int32)), position
+ENV = pointmix.make()
+SPEC = ENV.spec
 
 
-def step(key, state, action, params):
-    """Move by 0.15 action in the box [-1, 1]^2; the reward is minus the distance to the goal `params`."""
-    position = jnp.clip(state.position + 0.15 * action, -1.0, 1.0)
-    time = state.time + 1
-    reward = -jnp.linalg.norm(position - params)
-    return PointState(position, time), TimeStep(position, reward, jnp.zeros((), bool), time >= HORIZON)
+def dataset(rho, episodes=300):
+    """PointMix data, observations not normalised; a share `rho` of the episodes is the expert's."""
+    return Dataset(pointmix.make_dataset(0, rho, episodes), jnp.zeros(2), jnp.ones(2))
 
 
-POINT = Env("point", Spec(2, 2), HORIZON, jnp.array([0.7, 0.7]), reset, step)
+def random_batch(seed=0, size=16, spec=SPEC, scale=1.0):
+    """Standard normal transitions, a third of them terminal."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(scale * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    action = jnp.tanh(draw(size, spec.action_dim)) * spec.max_action
+    terminated = jnp.asarray(np.arange(size) % 3 == 0, jnp.float32)
+    obs, next_obs = draw(size, spec.obs_dim), draw(size, spec.obs_dim)
+    return Transition(obs, action, draw(size), next_obs, terminated, jnp.zeros(size))
 
 
-def mean_return(env, policy, key, episodes=100):
-    """Mean undiscounted return of policy(key, obs) over one horizon; `policy` takes (episodes, obs_dim)."""
+def population(algo, hyper, seeds=2, how="map"):
+    """Members that differ in the seed alone."""
+    stacked = jax.tree.map(lambda x: jnp.full(seeds, x, jnp.float32), hyper)
+    return init_population(algo, jnp.arange(seeds), stacked, how)
+
+
+def train(algo, hyper, source, steps, seeds=2, how="map"):
+    """The population after one chunk of `steps` steps, and the chunk's metrics."""
+    return make_chunk(algo, steps, how)(population(algo, hyper, seeds, how), source, jnp.int32(0))
+
+
+def mean_return(policy, key, episodes=200):
+    """Mean undiscounted return of policy(key, obs), with obs (episodes, 2), over one horizon."""
 
     def body(carry, key):
         state, obs = carry
-        action = policy(key, obs)
-        state, out = jax.vmap(env.step, (None, 0, 0, None))(key, state, action, env.params)
+        state, out = jax.vmap(ENV.step, (None, 0, 0, None))(key, state, policy(key, obs), ENV.params)
         return (state, out.obs), out.reward
 
     reset_key, run_key = jax.random.split(key)
-    start = jax.vmap(env.reset, (0, None))(jax.random.split(reset_key, episodes), env.params)
-    return jax.lax.scan(body, start, jax.random.split(run_key, env.horizon))[1].sum(0).mean()
+    start = jax.vmap(ENV.reset, (0, None))(jax.random.split(reset_key, episodes), ENV.params)
+    return jax.lax.scan(body, start, jax.random.split(run_key, ENV.horizon))[1].sum(0).mean()
+
+
+def returns(algo, trained):
+    """Return of each member's evaluation policy: (members,)."""
+    member = lambda s, h: mean_return(lambda k, obs: algo.act(k, s, obs, h), jax.random.key(7))  # noqa: E731
+    return jax.jit(lambda s, h: jax.lax.map(lambda x: member(*x), (s, h)))(trained.state, trained.hyper)
+
+
+def random_return():
+    """Return of uniformly random actions."""
+    return mean_return(lambda k, obs: jax.random.uniform(k, obs.shape, minval=-1.0), jax.random.key(7))
+
+
+def adam_first_step(params, grads, lr):
+    """Parameters after Adam's first step, by hand: m / (1 - b1) = g and v / (1 - b2) = g²."""
+    return jax.tree.map(lambda p, g: p - lr * g / (jnp.abs(g) + 1e-8), params, grads)
+
+
+def assert_close(actual, expected, rtol=2e-5, atol=2e-6):
+    """Equal trees up to rounding."""
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol, atol), actual, expected)
+
+
+def assert_equal(actual, expected):
+    """Equal trees, bit for bit."""
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)

@@ -31,7 +31,6 @@ def read_static(arrays: Arrays) -> Static:
         actor_hidden=_hidden(arrays, "init/actor"),
         critic_hidden=_hidden(arrays, "init/critic/q1"),
         vae_hidden=len(arrays["init/vae/enc1/bias"]),
-        batch_size=int(arrays["config/batch_size"]),
         policy_delay=int(arrays["config/policy_freq"]),
     )
 
