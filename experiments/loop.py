@@ -235,6 +235,7 @@ def _save(task: Task, members: list[Member], population: Population, progress: P
             "action_dim": task.spec.action_dim,
             "max_action": task.spec.max_action,
             "env": task.env_name,
+            "reference": task.reference,
             "sums": {name: float(total[index]) for name, total in progress.sums.items()},
             "chunks": progress.chunks,
             "diverged_at": progress.diverged_at[index],

@@ -61,4 +61,4 @@ def _choose_headless_context() -> None:
     """MuJoCo picks its OpenGL library on import and assumes a screen; without one, have it pick EGL."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "egl"
-        importlib.reload(mujoco.gl_context)
+        importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)

@@ -1,5 +1,7 @@
 """PointMix in a few lines: data, training of a small population, returns. Shared by the tests of the algorithms."""
 
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,9 +64,35 @@ def random_return():
     return mean_return(lambda k, obs: jax.random.uniform(k, obs.shape, minval=-1.0), jax.random.key(7))
 
 
-def adam_first_step(params, grads, lr):
-    """Parameters after Adam's first step, by hand: m / (1 - b1) = g and v / (1 - b2) = g²."""
-    return jax.tree.map(lambda p, g: p - lr * g / (jnp.abs(g) + 1e-8), params, grads)
+def member(algo, hyper):
+    """The initial state of one member."""
+    return algo.init(jax.random.key(0), hyper)
+
+
+def twins(params):
+    """The parameters of each of two critics."""
+    return [jax.tree.map(itemgetter(i), params) for i in (0, 1)]
+
+
+def scattered_targets(state):
+    """The state with target networks that differ from the online ones, so that tests can tell them apart."""
+    names = [name for name in state._fields if name.startswith("target_")]
+    return state._replace(**{name: jax.tree.map(lambda x: 0.8 * x + 0.1, getattr(state, name)) for name in names})
+
+
+def assert_first_adam_step(after, before, grads, lr):
+    """Adam's first step by hand: m / (1 - b1) = g and v / (1 - b2) = g², so each entry moves by about lr.
+
+    Entries whose gradient is rounding error may go either way.
+    """
+
+    def check(after, before, grad):
+        expected = before - lr * grad / (jnp.abs(grad) + 1e-8)
+        clear = jnp.abs(grad) > 1e-6
+        assert clear.any()
+        np.testing.assert_allclose(after[clear], expected[clear], rtol=0.0, atol=0.02 * lr)
+
+    jax.tree.map(check, after, before, grads)
 
 
 def assert_close(actual, expected, rtol=2e-5, atol=2e-6):

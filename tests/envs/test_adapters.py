@@ -49,18 +49,18 @@ def test_gymnax_goal_terminates_and_time_limit_truncates():
 class Recorder(gymnasium.Env[Any, Any]):
     """Earns the first coordinate of the action it is given, and ends after three steps of seeds above nine."""
 
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = gymnasium.spaces.Box(np.array([0.0, -1.0], np.float32), np.array([4.0, 1.0], np.float32))
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.seed, self.t = seed, 0
-        return np.array([seed, 0.0]), {}
+        return np.array([seed, 0.0], float), {}
 
     def step(self, action):
         assert self.action_space.contains(action)
         self.t += 1
-        return np.array([self.seed, self.t]), float(action[0]), self.seed > 9 and self.t == 3, False, {}
+        return np.array([self.seed, self.t], float), float(action[0]), self.seed > 9 and self.t == 3, False, {}
 
 
 class Image(Recorder):

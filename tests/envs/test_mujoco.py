@@ -224,14 +224,16 @@ def test_large_batches_do_not_deadlock_on_one_core():
         from envs.mujoco import make
         env = make("hopper", "mujoco")
         states, _ = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 900), ())
-        step = jax.jit(jax.vmap(env.step, (None, 0, 0, None)))
-        _, step = step(jax.random.key(0), states, jnp.zeros((900, 3)), ())
-        print(step.reward.shape)
+        step = jax.vmap(env.step, (None, 0, 0, None))
+        scan = jax.jit(lambda s, a: jax.lax.scan(lambda s, a: step(jax.random.key(0), s, a, ()), s, a))
+        for _ in range(5):  # calls that wait for one another run on JAX's only thread
+            states, steps = scan(states, jnp.zeros((3, 900, 3)))
+        print(jax.block_until_ready(steps).reward.shape)
     """
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, capture_output=True, text=True)
-    assert done.stdout.strip() == "(900,)", done.stderr
+    assert done.stdout.strip() == "(3, 900)", done.stderr
 
 
 def test_mistakes_are_named():
@@ -246,8 +248,8 @@ def to_mjx(name: str, state: CState) -> MjxState:
     physics, vector = Physics(ROBOTS[name], threads=1), float64_vector(np.asarray(state.words))
     qpos, qvel = physics.positions_velocities(vector)
     warmstart, x = vector[-1 - physics.nv : -1], vector[-1]
-    qpos, qvel, warmstart, x = (jnp.asarray(v, jnp.float32) for v in (qpos, qvel, warmstart, x))
-    return MjxState(qpos, qvel, warmstart, x, state.t, state.terminated)
+    single = lambda v: jnp.asarray(v, jnp.float32)  # noqa: E731
+    return MjxState(single(qpos), single(qvel), single(warmstart), single(x), state.t, state.terminated)
 
 
 def compare_simulators(name: str, before: int, steps: int):
@@ -273,7 +275,7 @@ def compare_simulators(name: str, before: int, steps: int):
 
 def test_mjx_follows_c_mujoco_on_halfcheetah():
     step, state = compare_simulators("halfcheetah", before=20, steps=5)
-    key, action = jax.random.key(0), jnp.full(6, 0.5)
+    key, action = jax.random.key(0), jnp.full(6, 0.5, jnp.float32)
 
     last, timestep = step(key, state._replace(t=jnp.int32(999)), action, ())
     assert timestep.truncated
@@ -283,14 +285,14 @@ def test_mjx_follows_c_mujoco_on_halfcheetah():
     assert timestep.reward == 0
     jax.tree.map(np.testing.assert_array_equal, last, again)
 
-    broken, timestep = step(key, state._replace(qvel=jnp.full(9, 1e30)), action, ())
+    broken, timestep = step(key, state._replace(qvel=jnp.full(9, 1e30, jnp.float32)), action, ())
     assert timestep.terminated
     assert np.isfinite(np.asarray(timestep.obs)).all()
     np.testing.assert_array_equal(broken.qpos, state.qpos)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "before", "steps"), [("hopper", 15, 5), ("walker2d", 10, 5), ("ant", 0, 3)])
+@pytest.mark.parametrize(("name", "before", "steps"), [("hopper", 15, 5), ("walker2d", 10, 5), ("ant", 0, 2)])
 def test_mjx_follows_c_mujoco(name, before, steps):
     compare_simulators(name, before, steps)  # Ant: until its steep legs touch the ground, see mjx_physics
 

@@ -1,7 +1,6 @@
 """Killed at any moment and started again, a run ends with the bytes of an uninterrupted one."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -10,15 +9,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from experiments.config import Config, DataConfig, EnvConfig, RunConfig, algo_schema, members
-from experiments.loop import train
 from tests.conftest import NARROW, ROOT
 
-UPDATES, INTERVAL = 1200, 100
-SETTINGS = [*NARROW, f"run.updates={UPDATES}", f"run.eval_every={INTERVAL}", f"run.save_every={INTERVAL}", "run.chunk=50"]
+UPDATES, INTERVAL = 800, 100
+SETTINGS = [
+    *NARROW,
+    f"run.updates={UPDATES}",
+    f"run.eval_every={INTERVAL}",
+    f"run.save_every={INTERVAL}",
+    "run.chunk=50",
+]
 
 
 def run_folders(root: Path) -> list[Path]:
@@ -74,7 +76,7 @@ def uninterrupted(pointmix_file: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_kill_9_changes_nothing(seed: str, uninterrupted: dict, pointmix_file: Path, tmp_path: Path) -> None:
     chance = random.Random(seed)
     kills = 0
-    for moment in range(4):
+    for moment in range(3):
         process = start(pointmix_file, tmp_path, seed)
         seen = newest(tmp_path)
         if moment % 2:  # in the middle of a save
@@ -82,7 +84,7 @@ def test_kill_9_changes_nothing(seed: str, uninterrupted: dict, pointmix_file: P
         else:  # anywhere
             at = time.monotonic() + chance.uniform(0, 0.6)
             kills += kill_when(process, lambda at=at, seen=seen: newest(tmp_path) > seen and time.monotonic() > at)
-    assert kills >= 3
+    assert kills >= 2
     assert start(pointmix_file, tmp_path, seed).wait() == 0
     folders = run_folders(tmp_path)
     assert len(folders) == (3 if seed.startswith("[") else 1)

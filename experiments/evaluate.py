@@ -1,0 +1,240 @@
+"""Evaluate a trained policy: `python -m experiments.evaluate RUN_DIR [key=value ...]`.
+
+The newest undamaged checkpoint of the run directory acts; the data set is not needed. Keys:
+    episodes=100        episodes, side by side
+    seed=0              of the initial states; the run's own seed starts with those of its training evaluations
+    video=true          draw the first episode to RUN_DIR/video.mp4; video=PATH.mp4 or PATH.gif elsewhere
+    env.name=auto       another environment of the same shapes, e.g. gymnasium:Hopper-v5
+    env.backend=auto    physics of the locomotion tasks: mujoco or mjx
+Mean, standard deviation and 95 % interval are printed and written, with every return, to RUN_DIR/evaluation.json.
+"""
+
+import difflib
+import json
+import sys
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from omegaconf import OmegaConf
+from scipy import stats
+
+import algos
+from algos.core import Algorithm, Env, Spec
+from algos.runner import Population
+from envs import registry
+from envs.core import UsageError
+from experiments import provenance, video
+from experiments.checkpoint import Checkpoints
+from experiments.cli import guarded, use_compilation_cache
+from experiments.config import algo_module, algo_schema
+from experiments.log import write_atomically
+from experiments.rollout import Normalizer, PoolMaker, episode_seeds, make_evaluator
+from experiments.task import members_by, robot_reference
+
+FILE = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; `.` of a key is `_` here."""
+
+    run_dir: Path
+    episodes: int = 100
+    seed: int = 0
+    video: str = "false"
+    env_name: str = "auto"
+    env_backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A checkpoint brought to life: a population of one, and what it acts in."""
+
+    algo: Algorithm
+    population: Population
+    normalizer: Normalizer
+    env: Env | PoolMaker
+    env_name: str
+    backend: str
+    reference: tuple[float, float] | None  # returns of score 0 and 100
+    update: int
+    note: dict[str, Any]
+
+
+def parse(args: list[str]) -> Options:
+    """The options in `RUN_DIR key=value ...`.
+
+    Raises:
+        UsageError: no run directory or several, an unknown key, a value of the wrong type.
+    """
+    folders = [arg for arg in args if "=" not in arg]
+    if len(folders) != 1:
+        found = f"not {len(folders)} ({' '.join(folders)})" if folders else "none is given"
+        raise UsageError(f"one run directory is needed, {found}: python -m experiments.evaluate RUN_DIR [key=value]")
+    keys = {field.name.replace("_", ".", 1): field for field in fields(Options) if field.name != "run_dir"}
+    values: dict[str, Any] = {}
+    for key, text in (arg.split("=", 1) for arg in args if "=" in arg):
+        if key not in keys:
+            near = difflib.get_close_matches(key, keys, 1)
+            raise UsageError(
+                f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"keys: {', '.join(keys)}")
+            )
+        values[keys[key].name] = _integer(key, text) if keys[key].type is int else text
+    options = Options(Path(folders[0]), **values)
+    if options.episodes < 1:
+        raise UsageError(f"episodes={options.episodes} must be at least 1")
+    return options
+
+
+def _integer(key: str, text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"{key}={text} must be a whole number, 0 or more")
+    return int(text)
+
+
+def load(options: Options) -> Policy:
+    """Restore the newest undamaged checkpoint of a run and make its environment.
+
+    Raises:
+        UsageError: no or only damaged checkpoints, an unknown environment or one of other shapes.
+    """
+    checkpoints = _checkpoints(options.run_dir)
+    note = checkpoints.note()
+    if note is None:
+        raise UsageError(f"every checkpoint in {checkpoints.folder} is damaged; train again with run.fresh=true")
+    config, name = note["config"], note["config"]["algo"]["name"]
+    env_name = note["env"] if options.env_name == "auto" else options.env_name
+    backend = options.env_backend
+    if backend == "auto" and env_name == note["env"]:
+        backend = config["env"]["backend"]
+    env = registry.make(env_name, backend)
+    spec = Spec(note["obs_dim"], note["action_dim"], note["max_action"])
+    _check_spec(options.run_dir, spec, env_name, env.spec if isinstance(env, Env) else env(1).spec)
+
+    typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(algo_schema(name)), config["algo"]))
+    online = name in algos.ONLINE
+    extra = (registry.make(note["env"], config["env"]["backend"]),) if online else ()
+    algo = algo_module(name).make(typed.static, spec, *extra)
+    found = checkpoints.restore(jax.eval_shape(algo.init, jax.random.key(0), typed.hyper))
+    assert found is not None
+    update, state, note = found
+    state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
+    hyper = jax.tree.map(lambda x: jnp.array([x], jnp.float32), typed.hyper)
+    population = Population(jax.random.key(config["seed"])[None], state, hyper, jnp.ones(1, bool))
+    normalizer = (jnp.array(note["obs_mean"], jnp.float32), jnp.array(note["obs_std"], jnp.float32))
+    reference = note["reference"] if env_name == note["env"] else robot_reference(env_name)
+    return Policy(algo, population, normalizer, env, env_name, backend, reference, update, note)
+
+
+def _checkpoints(run_dir: Path) -> Checkpoints:
+    """The checkpoints of a run directory that has some; else UsageError, with a run below it if there is one."""
+    if not run_dir.is_dir():
+        raise UsageError(f"{run_dir}: there is no such run directory")
+    checkpoints = Checkpoints(run_dir)
+    if not checkpoints.steps():
+        below = next((path.parent for path in sorted(run_dir.rglob("checkpoints")) if path.is_dir()), None)
+        mend = f"did you mean {below}?" if below not in (None, run_dir) else "train there until run.save_every"
+        raise UsageError(f"{run_dir} holds no checkpoint; {mend}")
+    return checkpoints
+
+
+def _check_spec(run_dir: Path, trained: Spec, env_name: str, spec: Spec) -> None:
+    if trained != spec:
+        raise UsageError(
+            f"{run_dir} was trained for (observations, actions, largest action) of "
+            f"({trained.obs_dim}, {trained.action_dim}, {trained.max_action:g}), {env_name} has "
+            f"({spec.obs_dim}, {spec.action_dim}, {spec.max_action:g}): choose another env.name"
+        )
+
+
+def summary(values: np.ndarray) -> dict[str, Any]:
+    """Mean, standard deviation (n - 1) and Student's 95 % interval of the mean; of one value only the mean."""
+    mean = float(values.mean())
+    if len(values) == 1:
+        return {"mean": mean, "std": None, "interval95": None}
+    std = float(values.std(ddof=1))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
+    return {"mean": mean, "std": std, "interval95": [mean - half, mean + half]}
+
+
+def evaluate(options: Options) -> dict[str, Any]:
+    """Draw the video if asked for, roll out the episodes, write evaluation.json; its content.
+
+    Raises:
+        UsageError: see `load` and `video.record`; nothing has been written then.
+    """
+    target = video.target(options.video, options.run_dir)
+    policy = load(options)
+    seeds = episode_seeds([options.seed], options.episodes, policy.update, "fixed")
+    if target is not None:
+        _draw(policy, int(seeds[0, 0]), target)
+    how = members_by("auto")
+    began = time.monotonic()
+    returns = make_evaluator(policy.algo, policy.env, options.episodes, how)(
+        policy.population, policy.normalizer, seeds
+    )[0].astype(np.float64)
+    result = {
+        "algo": policy.note["config"]["algo"]["name"],
+        "data": policy.note["config"]["data"]["name"],
+        "update": policy.update,
+        "env": policy.env_name,
+        "backend": policy.backend,
+        "episodes": options.episodes,
+        "seed": options.seed,
+        "return": summary(returns),
+        "score": None if policy.reference is None else summary(_score(returns, policy.reference)),
+        "diverged_at": policy.note["diverged_at"],
+        "returns": returns.tolist(),
+        "seconds": time.monotonic() - began,
+        **provenance.describe(),
+    }
+    write_atomically(options.run_dir / FILE, json.dumps(result, indent=1).encode())
+    return result
+
+
+def _score(returns: np.ndarray, reference: tuple[float, float]) -> np.ndarray:
+    low, high = reference
+    return 100.0 * (returns - low) / (high - low)
+
+
+def _draw(policy: Policy, seed: int, target: Path) -> None:
+    if not isinstance(policy.env, Env):
+        raise UsageError(f"video draws MuJoCo robots only, not {policy.env_name}: leave video out")
+    video.record(policy.algo, policy.env, policy.population, policy.normalizer, seed, target)
+    print(f"video: {target}")
+
+
+def _line(name: str, numbers: dict[str, Any]) -> str:
+    text = f"{name:7} {numbers['mean']:.2f}"
+    if numbers["std"] is not None:
+        low, high = numbers["interval95"]
+        text += f" +- {numbers['std']:.2f} (mean's 95 % interval {low:.2f} to {high:.2f})"
+    return text
+
+
+def main(args: list[str]) -> None:
+    """The command."""
+    if {"-h", "--help"} & set(args):
+        print(__doc__)
+        return
+    options = parse(args)
+    use_compilation_cache()
+    result = evaluate(options)
+    diverged = "" if result["diverged_at"] is None else f", diverged at update {result['diverged_at']:,}"
+    print(
+        f"{result['algo']} after {result['update']:,} updates{diverged}: {result['episodes']} episodes of "
+        f"{result['env']}, seed {result['seed']}"
+    )
+    print(_line("return", result["return"]))
+    if result["score"] is not None:
+        print(_line("score", result["score"]))
+    print(f"written: {options.run_dir / FILE}")
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(lambda: main(sys.argv[1:])))
