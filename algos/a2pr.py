@@ -17,7 +17,7 @@ from jax.tree_util import register_dataclass
 
 from algos.buffers import sample_dataset, shape_reward
 from algos.core import Algorithm, Dataset, Key, Loss, Metrics, Params, Spec, Transition, UsageError
-from algos.losses import adam, descend, ensemble_mse, min_td_target, polyak
+from algos.losses import adam, descend, ensemble_mse, min_td_target, polyak, smooth_action
 from algos.nets import MLP, Critic, Dense, DeterministicActor, Value, apply_ensemble, init_ensemble
 
 
@@ -154,16 +154,10 @@ def draw(key: Key, static: Static, spec: Spec) -> Draws:
     )
 
 
-def smoothing_noise(noise: jax.Array, bound: float, hyper: Hyper) -> jax.Array:
-    """clip(p M ε, ±q M): what TD3 adds to the target policy's action."""
-    clip = hyper.noise_clip * bound
-    return jnp.clip(hyper.policy_noise * bound * noise, -clip, clip)
-
-
 def target_action(nets: Nets, actor: Params, next_obs: jax.Array, noise: jax.Array, hyper: Hyper) -> jax.Array:
-    """a' = clip(π̄(s') + smoothing noise, ±M)."""
-    bound = nets.actor.max_action
-    return jnp.clip(nets.actor.apply(actor, next_obs) + smoothing_noise(noise, bound, hyper), -bound, bound)
+    """a' = clip(π̄(s') + clip(p M ε, ±q M), ±M)."""
+    action = nets.actor.apply(actor, next_obs)
+    return smooth_action(action, noise, hyper.policy_noise, hyper.noise_clip, nets.actor.max_action)
 
 
 def critic_loss(critic: Params, nets: Nets, batch: Transition, target: jax.Array) -> Loss:

@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from omegaconf import OmegaConf
-from scipy import stats
 
 import algos
 from algos.core import Algorithm, Env, Spec
@@ -34,6 +33,7 @@ from experiments.cli import guarded, use_compilation_cache
 from experiments.config import algo_module, algo_schema
 from experiments.log import write_atomically
 from experiments.rollout import Normalizer, PoolMaker, episode_seeds, make_evaluator
+from experiments.stats import mean_interval
 from experiments.task import members_by, robot_reference
 
 FILE = "evaluation.json"
@@ -154,12 +154,10 @@ def _check_spec(run_dir: Path, trained: Spec, env_name: str, spec: Spec) -> None
 
 def summary(values: np.ndarray) -> dict[str, Any]:
     """Mean, standard deviation (n - 1) and Student's 95 % interval of the mean; of one value only the mean."""
-    mean = float(values.mean())
+    mean, low, high = mean_interval(values)
     if len(values) == 1:
         return {"mean": mean, "std": None, "interval95": None}
-    std = float(values.std(ddof=1))
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * std / len(values) ** 0.5
-    return {"mean": mean, "std": std, "interval95": [mean - half, mean + half]}
+    return {"mean": mean, "std": float(values.std(ddof=1)), "interval95": [low, high]}
 
 
 def evaluate(options: Options) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from algos import runner
 from algos.runner import Population
 from envs.core import UsageError
-from experiments import results, rundir
+from experiments import provenance, results, rundir
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, as_dict, run_dir
 from experiments.interrupt import Interrupt
@@ -119,7 +119,7 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     begun = time.monotonic()
     chunk = runner.make_chunk(task.algo, per_call // task.algo.updates_per_step, task.how, mesh)
     compiled = chunk.lower(population, source, jnp.int32(0)).compile()
-    speed = results.Speed(compile_seconds=time.monotonic() - begun)
+    speed = results.Speed(time.monotonic() - begun, provenance.describe())
     evaluator = make_evaluator(task.algo, task.env, run.eval_episodes, task.how)
     trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
 

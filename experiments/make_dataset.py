@@ -54,6 +54,7 @@ class MakeConfig:
     medium_score: float = 100.0 / 3.0  # score at which a policy is medium
     out: str = "data"
     file: str | None = None  # file of a single level, instead of the above
+    next_observations: bool = True  # also in the HDF5 file, where readers of D4RL's layout ignore them
     minari: bool = False  # also as a Minari data set adaptax/ENV/LEVEL-v0 below OUT
     overwrite: bool = False
 
@@ -194,7 +195,8 @@ def _write(config: MakeConfig, task: Task, level: str, rows: collect.Rows, learn
     if reference is not None:
         metadata["dataset"] = f"{config.env.name}-{level}-v2"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_d4rl(path, rows, metadata, overwrite=config.overwrite)
+    kept = {key: value for key, value in rows.items() if config.next_observations or key != "next_observations"}
+    write_d4rl(path, kept, metadata, overwrite=config.overwrite)
     if config.minari:
         name = f"adaptax/{config.env.name}/{level}-v0"
         write_minari(path.parent, name, rows, metadata, overwrite=config.overwrite)

@@ -24,6 +24,7 @@ class Speed:
     """Where the time of this process went, for one population."""
 
     compile_seconds: float
+    origin: dict[str, Any]  # versions, device and commit when it started
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     updates: int = 0
@@ -77,7 +78,7 @@ def write(
         "compile_seconds": speed.compile_seconds,
         "eval_seconds": speed.eval_seconds,
         "peak_memory_bytes": provenance.peak_memory(),
-        **provenance.describe(),
+        **speed.origin,
     }
     write_atomically(folder / "curve.png", _curve(rows, result))
     write_atomically(folder / RESULT, json.dumps(result, indent=1).encode())

@@ -59,4 +59,4 @@ def qpos_qvel(name: str, state: EnvState) -> tuple[np.ndarray, np.ndarray]:
     from envs.mujoco.locomotion import load_model
 
     model, vector = load_model(find_robot(name)), float64_vector(np.asarray(state.words))
-    return vector[..., 1 : 1 + model.nq], vector[..., 1 + model.nq : 1 + model.nq + model.nv]
+    return vector[..., : model.nq], vector[..., model.nq : model.nq + model.nv]

@@ -19,9 +19,6 @@ from jax.custom_batching import custom_vmap
 from envs.core import Env, EnvParams, Key, TimeStep
 from envs.mujoco.locomotion import HORIZON, Robot, draw_start, load_model, spec_of
 
-# Time, positions and velocities, and the solver's warm start, without which a continued simulation drifts.
-STATE = int(mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART)
-
 # On the CPU, JAX copies callback arguments of 100 KB or more on the very threads that callbacks may be
 # blocking, which is a deadlock on machines with few cores (jax issues 24255 and 25861).
 ARGUMENT_BYTES = 64 * 1024
@@ -42,14 +39,16 @@ class CState(NamedTuple):
 class Physics:
     """C MuJoCo stepping batches of state vectors on one thread per core.
 
-    A state vector is float64: time, qpos, qvel, warm start, and the x coordinate that velocity is taken of.
+    A state vector is float64: qpos, qvel, the solver's warm start, and the x coordinate that velocity is taken
+    of. These robots have no other state (no activations, nothing that varies with time); without the warm start
+    a continued simulation would drift.
     """
 
     def __init__(self, robot: Robot, threads: int | None = None):
         self.robot = robot
         self.model = load_model(robot)
         self.nq, self.nv = self.model.nq, self.model.nv
-        self.size = 1 + self.nq + 2 * self.nv + 1
+        self.size = self.nq + 2 * self.nv + 1
         self.dt = self.model.opt.timestep * robot.frame_skip
         self.threads = threads or _core_count()
         self._datas = [mujoco.MjData(self.model) for _ in range(self.threads)]
@@ -61,7 +60,7 @@ class Physics:
 
     def positions_velocities(self, vector: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(qpos, qvel) of state vectors (..., size)."""
-        return vector[..., 1 : 1 + self.nq], vector[..., 1 + self.nq : 1 + self.nq + self.nv]
+        return vector[..., : self.nq], vector[..., self.nq : self.nq + self.nv]
 
     def step(
         self, vector: np.ndarray, action: np.ndarray, finished: np.ndarray
@@ -98,15 +97,21 @@ class Physics:
         action: np.ndarray,
         diverged: np.ndarray,
     ) -> None:
-        """Step the given rows of `vector` in place, marking those that blew up."""
-        model, counts = self.model, data.warning.number
+        """Step the given rows of `vector` in place, marking those that blew up.
+
+        Numbers are copied through views: of all these lines only `mj_step` lets go of the interpreter's lock.
+        """
+        counts, ctrl, torso_position = data.warning.number, data.ctrl, data.xpos[self._torso or 0]
+        simulated = np.split(vector, [self.nq, self.nq + self.nv, self.size - 1], axis=1)[:3]
+        views = tuple(zip((data.qpos, data.qvel, data.qacc_warmstart), simulated))
         for row in rows:
-            state = vector[row, :-1]
-            mujoco.mj_setState(model, data, state, STATE)
-            data.ctrl[:] = action[row]
-            mujoco.mj_step(model, data, nstep=self.robot.frame_skip)
-            mujoco.mj_getState(model, data, state, STATE)
-            vector[row, -1] = data.qpos[0] if self._torso is None else data.xpos[self._torso, 0]
+            for inside, outside in views:
+                inside[:] = outside[row]
+            ctrl[:] = action[row]
+            mujoco.mj_step(self.model, data, nstep=self.robot.frame_skip)
+            for inside, outside in views:
+                outside[row] = inside
+            vector[row, -1] = vector[row, 0] if self._torso is None else torso_position[0]
             if (counts != QUIET).any():
                 counts[:] = QUIET
                 diverged[row] = True
@@ -122,7 +127,7 @@ def make(robot: Robot) -> Env:
     def reset(key: Key, params: EnvParams) -> tuple[CState, jax.Array]:
         qpos, qvel = draw_start(robot, init_qpos, physics.nv, key)
         zeros = jnp.zeros(physics.nv)
-        vector = jnp.concatenate([jnp.zeros(1), qpos, qvel, zeros, qpos[:1]])
+        vector = jnp.concatenate([qpos, qvel, zeros, qpos[:1]])
         state = CState(float64_words(vector), jnp.int32(0), jnp.asarray(False))
         return state, robot.observation(jnp, qpos, qvel)
 

@@ -28,7 +28,7 @@ def test_learning_rate_scales_the_first_step():
 def test_clones_the_expert_and_averages_over_mixed_behaviour():
     algo = bc.make(bc.Static((32, 32), 64), toy.SPEC)
     expert, mixed = (
-        toy.returns(algo, toy.train(algo, bc.Hyper(actor_lr=1e-3), toy.dataset(rho), 1500)[0]) for rho in (1.0, 0.2)
+        toy.returns(algo, toy.train(algo, bc.Hyper(actor_lr=1e-3), toy.dataset(rho), 1000)[0]) for rho in (1.0, 0.2)
     )
     assert (expert > -5.5).all()  # the expert itself: about -4.2
     assert (mixed < -15.0).all()

@@ -186,6 +186,6 @@ def test_learns_to_reach_the_goal():
     algo = sac.make(static, toy.SPEC, toy.ENV)
     hyper = sac.Hyper(discount=0.95, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3)
     trained, metrics = toy.train(algo, hyper, toy.ENV.params, 2000)
-    assert (toy.returns(algo, trained) > -12.0).all()
+    assert (toy.returns(algo, trained) > -15.0).all()
     assert toy.random_return() < -25.0
     assert (metrics["temperature"] < 1.0).all()

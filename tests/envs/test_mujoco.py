@@ -38,7 +38,7 @@ def make_theirs(name: str) -> Any:
 
 
 def fresh_vector(physics: Physics, qpos, qvel) -> np.ndarray:
-    return np.concatenate([[0.0], qpos, qvel, np.zeros(physics.nv), qpos[:1]])[None]
+    return np.concatenate([qpos, qvel, np.zeros(physics.nv), qpos[:1]])[None]
 
 
 def as_state(vector: np.ndarray) -> CState:
@@ -202,7 +202,7 @@ def test_simulation_that_blows_up_ends_the_episode(harm, tmp_path):
     vector = np.repeat(healthy, 3, axis=0)
     action = rng.uniform(-1, 1, (3, 6))
     if harm == "speed":
-        vector[1, 1 + physics.nq : 1 + physics.nq + physics.nv] = 1e12
+        vector[1, physics.nq : physics.nq + physics.nv] = 1e12
     else:
         action[1, 0] = np.nan
     after, obs, reward, end = physics.step(vector, action, np.zeros(3, bool))
@@ -226,14 +226,17 @@ def test_large_batches_do_not_deadlock_on_one_core():
         states, _ = jax.vmap(env.reset, (0, None))(jax.random.split(jax.random.key(0), 900), ())
         step = jax.vmap(env.step, (None, 0, 0, None))
         scan = jax.jit(lambda s, a: jax.lax.scan(lambda s, a: step(jax.random.key(0), s, a, ()), s, a))
-        for _ in range(5):  # calls that wait for one another run on JAX's only thread
-            states, steps = scan(states, jnp.zeros((3, 900, 3)))
-        print(jax.block_until_ready(steps).reward.shape)
+        actions = jnp.zeros((20, 900, 3))
+        for _ in range(5):
+            states, _ = scan(states, actions)
+        other = jnp.ones((800, 800)) @ jnp.ones((800, 800)) @ jnp.ones((800, 800))
+        _, steps = scan(states, actions)  # waits for JAX's only thread, and would then block it
+        print(jax.block_until_ready((steps, other))[0].reward.shape)
     """
     path = os.pathsep.join(p for p in sys.path if p)
     environment = os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=120, capture_output=True, text=True)
-    assert done.stdout.strip() == "(3, 900)", done.stderr
+    assert done.stdout.strip() == "(20, 900)", done.stderr
 
 
 def test_mistakes_are_named():
@@ -301,8 +304,8 @@ def test_mjx_follows_c_mujoco(name, before, steps):
 def test_backends_agree_on_the_return_of_a_fixed_policy():
     returns = {}
     for backend in ("mujoco", "mjx"):
-        env = mujoco.make("halfcheetah", backend)
-        weights = 0.5 * jax.random.normal(jax.random.key(7), (17, 6))
+        env = mujoco.make("hopper", backend)
+        weights = 0.5 * jax.random.normal(jax.random.key(5), (11, 3))  # hops forward before it falls
 
         def episode(key, env=env, weights=weights):
             def step(carry, _):
@@ -310,10 +313,10 @@ def test_backends_agree_on_the_return_of_a_fixed_policy():
                 state, step = env.step(key, state, jnp.tanh(obs @ weights), ())
                 return (state, step.obs), step.reward
 
-            return jax.lax.scan(step, env.reset(key, ()), length=200)[1].sum()
+            return jax.lax.scan(step, env.reset(key, ()), length=300)[1].sum()
 
         returns[backend] = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(1), 100)).mean()
-    assert abs(returns["mujoco"]) > 10
+    assert returns["mujoco"] > 300
     assert returns["mjx"] == pytest.approx(returns["mujoco"], rel=0.02)
 
 

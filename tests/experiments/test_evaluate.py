@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from scipy import stats
 
 from envs.core import UsageError
@@ -160,27 +160,28 @@ def test_bad_folders(fresh_copy: Path, tmp_path: Path) -> None:
         evaluate.main([str(tmp_path / "empty")])
 
 
-def test_film(hopper_run: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def opengl() -> None:
     try:
         render("hopper", np.array([[0.0, 1.25, 0, 0, 0, 0]]), width=16, height=16)
     except UsageError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("opengl")
+def test_film(hopper_run: Path, tmp_path: Path) -> None:
     path = tmp_path / "film.gif"
     evaluate.main([str(hopper_run), "episodes=1", f"video={path}"])
     with Image.open(path) as film:
-        assert film.size == (480, 360)
-        assert 1 < film.n_frames < 100  # 31 a second; it falls early
-        first = np.asarray(film.convert("RGB"), int)
-        film.seek(film.n_frames - 1)
-        assert np.abs(np.asarray(film.convert("RGB"), int) - first).max() > 50
+        frames = [np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(film)]
+    assert 1 < len(frames) < 100  # 31 a second; it falls early
+    assert frames[0].shape == (360, 480, 3)
+    assert np.abs(frames[-1] - frames[0]).max() > 50
     assert [p.name for p in tmp_path.iterdir()] == ["film.gif"]
 
 
+@pytest.mark.usefixtures("opengl")
 def test_film_in_mp4(hopper_run: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
-    try:
-        evaluate.main([str(hopper_run), "episodes=1", "video=true"])
-    except UsageError as error:
-        pytest.skip(str(error))
-    content = (hopper_run / "video.mp4").read_bytes()
-    assert content[4:8] == b"ftyp"
+    evaluate.main([str(hopper_run), "episodes=1", "video=true"])
+    assert (hopper_run / "video.mp4").read_bytes()[4:8] == b"ftyp"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from algos import a2pr
 from algos.a2pr import Draws, Hyper, Nets, State, Static
 from algos.core import Params, Spec, Transition
-from algos.losses import ensemble_mse, min_td_target
+from algos.losses import ensemble_mse, min_td_target, smooth_action
 from algos.nets import apply_ensemble
 
 Quantities = dict[str, Any]
@@ -56,10 +56,11 @@ def critic_quantities(
     """Step (1); also y."""
     next_action = a2pr.target_action(nets, state.target_actor, batch.next_obs, draws.target, hyper)
     next_q = apply_ensemble(nets.critic, state.target_critic, batch.next_obs, next_action)
+    smoothing = (hyper.policy_noise, hyper.noise_clip, nets.actor.max_action)
     y = min_td_target(batch.reward, batch.terminated, next_q, hyper.discount)
     q = apply_ensemble(nets.critic, state.critic, batch.obs, batch.action)
     found = {
-        "clipped_noise": a2pr.smoothing_noise(draws.target, nets.actor.max_action, hyper),
+        "clipped_noise": smooth_action(jnp.zeros_like(next_action), draws.target, *smoothing),
         "target_actor_next": nets.actor.apply(state.target_actor, batch.next_obs),
         "next_action": next_action,
         "target_q1": next_q[0],

@@ -1,0 +1,125 @@
+"""How fast a population trains and is evaluated, and how fast the device could multiply matrices."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from algos import runner
+from algos.core import Algorithm, Env, Hyper, Source
+from algos.runner import Population
+from experiments import provenance
+from experiments.rollout import episode_seeds, make_evaluator
+
+EPISODES = 10  # per member and evaluation, as the papers do
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is timed."""
+
+    algo: Algorithm
+    hyper: Hyper  # the same for all members
+    source: Source
+    env: Env | None  # None: no evaluation
+    how: str  # members by vmap or map
+
+
+def flops_per_update(subject: Subject) -> float | None:
+    """Floating-point operations of one gradient update of one member; None where XLA does not say.
+
+    Counted on a single training iteration: XLA counts the body of a loop once, however often it runs. The program
+    is analysed before optimisation, where matrix multiplications are not yet calls that XLA cannot look into.
+    """
+    algo, hyper = subject.algo, jax.tree.map(jnp.float32, subject.hyper)
+    key = jax.random.key(0)
+    state = jax.eval_shape(algo.init, key, hyper)
+    cost = jax.jit(algo.step).lower(key, state, subject.source, hyper).cost_analysis()
+    flops = (cost or {}).get("flops", 0.0)
+    return flops / algo.updates_per_step if flops > 0 else None
+
+
+def matmul_peak() -> float:
+    """Most floating-point operations per second seen in float32 matrix multiplications on one device."""
+    best = 0.0
+    for size in (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192):
+        x = jax.random.normal(jax.random.key(size), (size, size))
+        multiply = jax.jit(jnp.matmul)
+        multiply(x, x).block_until_ready()
+        until = time.perf_counter() + 0.5
+        while time.perf_counter() < until:
+            best = max(best, 2.0 * size**3 / seconds(lambda: multiply(x, x)))  # noqa: B023 (called at once)
+    return best
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall-clock time until all arrays that `function` returns are there."""
+    began = time.perf_counter()
+    jax.block_until_ready(function())
+    return time.perf_counter() - began
+
+
+def measure(subject: Subject, size: int, updates: int, chunks: int) -> dict[str, Any]:
+    """Compile and time a population of that size: `chunks` times `updates` gradient updates, after a warm-up."""
+    algo = subject.algo
+    mesh = runner.member_mesh(size)
+    hyper = jax.tree.map(lambda x: jnp.full(size, x, jnp.float32), subject.hyper)
+    population = runner.shard(runner.init_population(algo, jnp.arange(size), hyper, subject.how), mesh)
+    source = runner.replicate(subject.source, mesh)
+    steps = updates // algo.updates_per_step
+
+    began = time.perf_counter()
+    train: Any = runner.make_chunk(algo, steps, subject.how, mesh)
+    compiled = train.lower(population, source, jnp.int32(0)).compile()
+    compile_seconds = time.perf_counter() - began
+    rates = []
+    for chunk in range(chunks + 1):
+        began = time.perf_counter()
+        population, metrics = jax.block_until_ready(compiled(population, source, jnp.int32(chunk * steps)))
+        rates.append(size * updates / (time.perf_counter() - began))
+    best, median = max(rates[1:]), statistics.median(rates[1:])  # the first one warms up
+    return {
+        "population": size,
+        "devices": mesh.size,
+        "compile_seconds": compile_seconds,
+        "updates_per_second_best": best,
+        "updates_per_second_median": median,
+        "updates_per_second_per_member_best": best / size,
+        "updates_per_second_per_member_median": median / size,
+        "program_bytes": _program_bytes(compiled),
+        "env_steps_per_second": env_steps_per_second(subject, population, size),
+        "peak_memory_bytes": provenance.peak_memory(),
+    }
+
+
+def _program_bytes(compiled: Any) -> int | None:
+    """Device memory that the training program needs, its arguments included; None where XLA does not say."""
+    memory = compiled.memory_analysis()
+    if memory is None:
+        return None
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes + results
+
+
+def env_steps_per_second(subject: Subject, population: Population, size: int) -> float | None:
+    """Steps of unfinished episodes per second of an evaluation, policy included; None without an environment."""
+    if subject.env is None:
+        return None
+    inner = subject.env.step
+
+    def step(key: jax.Array, state: Any, action: jax.Array, params: Any) -> tuple[Any, Any]:
+        state, out = inner(key, state, action, params)
+        return state, out._replace(reward=jnp.ones_like(out.reward))  # so that returns are lengths
+
+    env = dataclasses.replace(subject.env, step=step)
+    evaluate = make_evaluator(subject.algo, env, EPISODES, subject.how)
+    here = jax.device_put(population, jax.local_devices()[0])
+    normalizer = (jnp.zeros(env.spec.obs_dim), jnp.ones(env.spec.obs_dim))
+    seeds = episode_seeds(list(range(size)), EPISODES, 0, "fixed")
+    lengths = evaluate(here, normalizer, seeds)
+    return float(lengths.sum()) / seconds(lambda: evaluate(here, normalizer, seeds))
