@@ -54,7 +54,9 @@ def min_q(critic, obs, action):
 def test_update_is_that_of_the_formulas(agent):
     agent = agent._replace(log_alpha=jnp.log(0.3))
     batch, draws = toy.random_batch(), sac.draw(jax.random.key(3), STATIC, toy.SPEC)
-    new, metrics = LEARN(agent, batch, draws, HYPER)
+    # Rates so large that a network before its step cannot be mistaken for the same after it.
+    hyper = sac.Hyper(critic_lr=0.01, actor_lr=0.02, alpha_lr=0.03)
+    new, metrics = LEARN(agent, batch, draws, hyper)
 
     next_action, next_log_prob = numpy_policy(agent.actor, batch.next_obs, draws.target)
     soft_v = np.asarray(min_q(agent.target_critic, batch.next_obs, next_action)) - 0.3 * next_log_prob
@@ -65,7 +67,9 @@ def test_update_is_that_of_the_formulas(agent):
         return sum(jnp.mean((NETS.critic.apply(p, batch.obs, batch.action) - y) ** 2) for p in each)
 
     np.testing.assert_allclose(metrics["critic_loss"], critic_loss(agent.critic), rtol=1e-4)
-    toy.assert_first_adam_step(new.critic, agent.critic, jax.jit(jax.grad(critic_loss))(agent.critic), 3e-4)
+    toy.assert_first_adam_step(
+        new.critic, agent.critic, new.optim.critic, jax.jit(jax.grad(critic_loss))(agent.critic), 0.01
+    )
 
     action, log_prob = numpy_policy(agent.actor, batch.obs, draws.actor)
     loss = (0.3 * log_prob - np.asarray(min_q(new.critic, batch.obs, action))).mean()
@@ -77,9 +81,11 @@ def test_update_is_that_of_the_formulas(agent):
         density = -0.5 * draws.actor**2 - log_std - 0.5 * jnp.log(2 * jnp.pi) - jnp.log(1 - jnp.tanh(u) ** 2)
         return jnp.mean(0.3 * density.sum(-1) - min_q(new.critic, batch.obs, jnp.tanh(u)))
 
-    toy.assert_first_adam_step(new.actor, agent.actor, jax.jit(jax.grad(actor_loss))(agent.actor), 3e-4)
+    toy.assert_first_adam_step(
+        new.actor, agent.actor, new.optim.actor, jax.jit(jax.grad(actor_loss))(agent.actor), 0.02
+    )
     direction = np.sign(log_prob.mean() - toy.SPEC.action_dim)  # d/d log α of -α (log π + H̄), negated
-    np.testing.assert_allclose(new.log_alpha - agent.log_alpha, 3e-4 * direction, rtol=1e-3)
+    np.testing.assert_allclose(new.log_alpha - agent.log_alpha, 0.03 * direction, rtol=1e-3)
     mixed = jax.tree.map(lambda x, y: 0.005 * x + 0.995 * y, new.critic, agent.target_critic)
     toy.assert_close(new.target_critic, mixed)
 

@@ -46,7 +46,9 @@ def test_critics_step_is_that_of_the_formula(state):
     new, metrics = LEARN_CRITIC(state, batch, noise, HYPER)
     expected = ((q_values(state.critic, batch.obs, batch.action) - y) ** 2).mean(1).sum()
     np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-5)
-    toy.assert_first_adam_step(new.critic, state.critic, jax.jit(jax.grad(formula))(state.critic), HYPER.critic_lr)
+    toy.assert_first_adam_step(
+        new.critic, state.critic, new.optim.critic, jax.jit(jax.grad(formula))(state.critic), HYPER.critic_lr
+    )
     untouched = lambda s: (s.actor, s.target_actor, s.target_critic, s.optim.actor)  # noqa: E731
     toy.assert_equal(untouched(new), untouched(state))
 
@@ -56,9 +58,18 @@ def test_actor_loss_equals_the_formula(state):
     pi = np.asarray(NETS.actor.apply(state.actor, batch.obs))
     q = q_values(state.critic, batch.obs, jnp.asarray(pi))[0]
     expected = -2.5 / np.abs(q).mean() * q.mean() + ((pi - np.asarray(batch.action)) ** 2).mean()
-    loss, metrics = td3_bc.actor_loss(state.actor, NETS, state.critic, batch, HYPER)
+    grad = jax.jit(jax.value_and_grad(partial(td3_bc.actor_loss, nets=NETS), has_aux=True))
+    (loss, metrics), grads = grad(state.actor, critic=state.critic, batch=batch, hyper=HYPER)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["lambda"], 2.5 / np.abs(q).mean(), rtol=1e-5)
+
+    def formula(actor):
+        pi = NETS.actor.apply(actor, batch.obs)
+        q1 = NETS.critic.apply(toy.twins(state.critic)[0], batch.obs, pi)
+        return -2.5 / np.abs(q).mean() * q1.mean() + jnp.square(pi - batch.action).mean()  # λ is a constant
+
+    assert q.min() < 0.0 < q.max()  # with one sign alone, λ would cancel Q
+    toy.assert_close(grads, jax.jit(jax.grad(formula))(state.actor), rtol=1e-4, atol=1e-5)
 
 
 def test_scale_of_q_does_not_reach_the_actor(state):
