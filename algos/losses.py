@@ -1,5 +1,7 @@
 """Pieces of losses and updates that several algorithms share."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -39,7 +41,28 @@ def polyak(params: Params, target: Params, tau: ArrayLike) -> Params:
 
 def adam(learning_rate: ArrayLike | optax.Schedule) -> optax.GradientTransformation:
     """Adam with the defaults common to PyTorch and optax; the rate may be traced, or a function of the count."""
-    return optax.adam(learning_rate)
+    return optax.chain(scale_by_adam(), optax.scale_by_learning_rate(learning_rate))
+
+
+def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:
+    """`optax.scale_by_adam` with exact bias corrections; the state is the same.
+
+    In float32 `1 - b2**count` is off by 1e-5 at first, which makes all early steps wrong in the same direction.
+    """
+
+    def init(params: Params) -> optax.ScaleByAdamState:
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(jnp.zeros((), jnp.int32), zeros, zeros)
+
+    def update(grads: Params, state: optax.OptState, params: Params = None) -> tuple[Params, optax.OptState]:
+        count = state.count + 1
+        mu = jax.tree.map(lambda m, g: b1 * m + (1.0 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda n, g: b2 * n + (1.0 - b2) * jnp.square(g), state.nu, grads)
+        mu_weight, nu_weight = -jnp.expm1(count * math.log(b1)), -jnp.expm1(count * math.log(b2))
+        step = jax.tree.map(lambda m, n: (m / mu_weight) / (jnp.sqrt(n / nu_weight) + eps), mu, nu)
+        return step, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def descend(

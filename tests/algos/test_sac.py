@@ -28,9 +28,9 @@ def step():
     return jax.jit(lambda key, state: ALGO.step(key, state, toy.ENV.params, HYPER))
 
 
-def run(step, iterations):
+def run(step, iterations, start=None):
     """The states after 0, 1, ... iterations, and the last metrics."""
-    states, metrics = [toy.member(ALGO, HYPER)], {}
+    states, metrics = [toy.member(ALGO, HYPER) if start is None else start], {}
     for t in range(iterations):
         state, metrics = step(jax.random.key(t), states[-1])
         states.append(state)
@@ -142,9 +142,17 @@ def test_buffer_rows_are_the_environments_interleaved(step):
     toy.assert_equal(later.buffer.transitions.obs[3:], state.buffer.transitions.obs[3:])
 
 
+def with_constant_policy(state):
+    """The state with a policy that leaves no doubt about who chose an action: almost always tanh(±0.5)."""
+    actor = jax.tree.map(jnp.zeros_like, state.agent.actor)
+    actor["params"]["MLP_0"]["Dense_2"]["bias"] = jnp.array([0.5, -0.5, -20.0, -20.0])
+    return state._replace(agent=state.agent._replace(actor=actor))
+
+
 def test_warm_up_collects_uniform_actions_and_leaves_the_agent_alone(step):
-    states, metrics = run(step, 9)
-    toy.assert_equal(states[9].agent, states[0].agent)
+    start = with_constant_policy(toy.member(ALGO, HYPER))
+    states, metrics = run(step, 9, start)
+    toy.assert_equal(states[9].agent, start.agent)
     assert not np.any(jax.tree.leaves(metrics))
     trained, metrics = step(jax.random.key(9), states[9])  # the 30th transition
     assert trained.agent.optim.critic[0].count == trained.agent.optim.actor[0].count == 2
@@ -154,11 +162,8 @@ def test_warm_up_collects_uniform_actions_and_leaves_the_agent_alone(step):
 
 
 def test_policy_acts_after_the_warm_up(step):
-    state = run(step, 10)[0][-1]
-    # A policy of almost no variance leaves no doubt about who chose the action.
-    params = jax.tree.map(jnp.zeros_like, state.agent.actor)
-    params["params"]["MLP_0"]["Dense_2"]["bias"] = jnp.array([0.5, -0.5, -20.0, -20.0])
-    later, _ = step(jax.random.key(10), state._replace(agent=state.agent._replace(actor=params)))
+    state = with_constant_policy(run(step, 10)[0][-1])
+    later, _ = step(jax.random.key(10), state)
     actions = later.buffer.transitions.action[30:33]
     np.testing.assert_allclose(actions, np.tanh([[0.5, -0.5]] * 3), atol=1e-5)
 
