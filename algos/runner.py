@@ -20,9 +20,6 @@ class Population(NamedTuple):
     alive: jax.Array  # (members,) bool: false once a member's numbers were not finite
 
 
-Chunk = Callable[[Population, Source, jax.Array], tuple[Population, Metrics]]
-
-
 def over_members(how: str, function: Callable) -> Callable:
     """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (in turn, exact)."""
     if how == "vmap":
@@ -47,7 +44,7 @@ def all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
-def make_chunk(algo: Algorithm, length: int, how: str, mesh: Mesh | None = None) -> Chunk:
+def make_chunk(algo: Algorithm, length: int, how: str, mesh: Mesh | None = None) -> jax.stages.Wrapped:
     """`length` steps of every member as one program: (population, source, first step) -> (population, metrics).
 
     Each device of the mesh (by default there is one) trains its share of the members by itself. The

@@ -47,6 +47,6 @@ def one_line(error: Exception) -> str:
 
 def use_compilation_cache() -> None:
     """Keep compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
-    if not jax.config.jax_compilation_cache_dir:
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(base / "adaptax" / "xla"))

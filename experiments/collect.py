@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from algos.core import Env, Key, Transition
 from envs.core import autoreset
@@ -46,8 +47,9 @@ def in_episodes(steps: Transition) -> Rows:
     timeouts = np.array(steps.truncated, bool)
     timeouts[-1] |= ~np.array(steps.terminated[-1], bool)
 
-    def flat(x: np.ndarray) -> np.ndarray:
-        return np.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+    def flat(x: ArrayLike) -> np.ndarray:
+        by_copy = np.swapaxes(np.asarray(x), 0, 1)
+        return by_copy.reshape(-1, *by_copy.shape[2:])
 
     return {
         "observations": flat(steps.obs).astype(np.float32),

@@ -121,9 +121,9 @@ def _check_keys(config: DictConfig, schema: DictConfig, prefix: str) -> None:
         if key not in schema:
             nearest = difflib.get_close_matches(str(key), [str(k) for k in schema], 1)
             hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else f"; there are {', '.join(map(str, schema))}"
-            raise UsageError(f"unknown key {prefix}{key}{hint}")
+            raise UsageError(f"unknown key {prefix}{key!s}{hint}")
         if isinstance(config._get_node(key), DictConfig) and isinstance(schema._get_node(key), DictConfig):
-            _check_keys(config[key], schema[key], f"{prefix}{key}.")
+            _check_keys(config[key], schema[key], f"{prefix}{key!s}.")
 
 
 def to_config(config: DictConfig) -> Config:

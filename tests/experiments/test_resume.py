@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def saves_beyond(root: Path, seen: int) -> bool:
     return any(int(name.split(".")[0]) > seen for name in names if name.split(".")[0].isdigit())
 
 
+def saved_something(root: Path, seen: int) -> bool:
+    """Whether a step later than `seen` was saved, and a random moment has passed since."""
+    if newest(root) <= seen:
+        return False
+    time.sleep(random.uniform(0, 0.5))
+    return True
+
+
 def newest(root: Path) -> int:
     steps = [int(path.parent.name) for path in root.glob("*/*/*/*/checkpoints/*/manifest.json")]
     return max(steps, default=0)
@@ -74,16 +83,14 @@ def uninterrupted(pointmix_file: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.mark.parametrize("seed", ["1", "[0,1,2]"], ids=["single", "population"])
 def test_kill_9_changes_nothing(seed: str, uninterrupted: dict, pointmix_file: Path, tmp_path: Path) -> None:
-    chance = random.Random(seed)
     kills = 0
     for moment in range(3):
         process = start(pointmix_file, tmp_path, seed)
         seen = newest(tmp_path)
         if moment % 2:  # in the middle of a save
-            kills += kill_when(process, lambda seen=seen: saves_beyond(tmp_path, seen + INTERVAL))
+            kills += kill_when(process, partial(saves_beyond, tmp_path, seen + INTERVAL))
         else:  # anywhere
-            at = time.monotonic() + chance.uniform(0, 0.6)
-            kills += kill_when(process, lambda at=at, seen=seen: newest(tmp_path) > seen and time.monotonic() > at)
+            kills += kill_when(process, partial(saved_something, tmp_path, seen))
     assert kills >= 2
     assert start(pointmix_file, tmp_path, seed).wait() == 0
     folders = run_folders(tmp_path)
