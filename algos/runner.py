@@ -21,10 +21,18 @@ class Population(NamedTuple):
 
 
 def over_members(how: str, function: Callable) -> Callable:
-    """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (in turn, exact)."""
-    if how == "vmap":
-        return jax.vmap(function)
-    return lambda *args: jax.lax.map(lambda member: function(*member), args)
+    """Apply `function` to each member: "vmap" (batched, for accelerators) or "map" (in turn, exact).
+
+    A single member is always mapped: batching gains it nothing, and XLA would copy a replay buffer at each step.
+    """
+
+    def apply(*args: Any) -> Any:
+        members = jax.tree.leaves(args)[0].shape[0]
+        if how == "vmap" and members > 1:
+            return jax.vmap(function)(*args)
+        return jax.lax.map(lambda member: function(*member), args)
+
+    return apply
 
 
 def init_population(algo: Algorithm, seeds: jax.Array, hyper: Any, how: str) -> Population:
