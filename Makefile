@@ -23,8 +23,8 @@ setup: $(STAMP) ## Make .venv with the locked dependencies
 test: lint ## Set up, check style and types, run the tests (slow ones: make test PYTEST_ARGS='-m slow')
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: $(STAMP) ## Set up, train A2PR on the embedded data in minutes, leave the score and a curve in runs/
-	$(BIN)/python -m experiments.train run=demo
+demo: $(STAMP) ## Set up, train a narrow A2PR on the embedded data in minutes, leave the score and a curve in runs/
+	$(BIN)/python -m experiments.train run=demo size=small
 
 lint: $(STAMP) ## Set up, check style and types
 	$(BIN)/ruff check

@@ -30,7 +30,7 @@ from envs import registry
 from envs.core import Dataset, Transition, UsageError
 from experiments import config as schema
 from experiments import provenance
-from experiments.cli import guarded
+from experiments.cli import guarded, hydra_job
 from experiments.config import EnvConfig, algo_module
 from experiments.log import write_atomically
 from experiments.measure import Subject, flops_per_update, matmul_peak, measure
@@ -212,6 +212,7 @@ register()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="bench")
+@hydra_job
 def run(config: DictConfig) -> None:
     """One Hydra job. Compiled programs are not taken from the cache, so that compilation is timed."""
     jax.config.update("jax_enable_compilation_cache", False)

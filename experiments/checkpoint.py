@@ -24,7 +24,7 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, keep: int = 2):
         """Keep the newest `keep` steps."""
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax reports there it also raises
         self.folder = (run_dir / "checkpoints").absolute()
         self.keep = keep
 

@@ -1,6 +1,7 @@
 """What all commands share: one-line errors with exit status 2, the compilation cache."""
 
 import difflib
+import functools
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import jax
 from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from envs.core import UsageError
@@ -24,7 +26,20 @@ def guarded(command: Callable[[], object]) -> int:
     except (UsageError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return STATUS
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
+
+
+def hydra_job(function: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Decorate a Hydra job, below `hydra.main`: its mistakes become one line, without the line that Hydra adds."""
+
+    @functools.wraps(function)
+    def job(config: DictConfig) -> None:
+        if status := guarded(lambda: function(config)):
+            raise SystemExit(status)
+
+    return job
 
 
 def one_line(error: Exception) -> str:

@@ -59,7 +59,13 @@ def train(configs: list[Config], on_evaluation: EvaluationHook | None = None) ->
     task = make_task(configs[0])
     chunk_updates(configs[0], task.algo.updates_per_step)
     members = [_member(config, task) for config in configs]
-    with rundir.locked([member.dir for member in members]):
+    folders = [member.dir for member in members]
+    if configs[0].run.fresh:
+        with rundir.locked(folders):
+            pass  # nobody trains there
+        for folder in folders:
+            rundir.set_aside(folder)
+    with rundir.locked(folders):
         for group in _groups([m for m in members if results.read(m.dir) is None], configs[0].run.save_every):
             _train_group(task, group, on_evaluation)
     return [results.read(member.dir) or {} for member in members]
@@ -110,7 +116,7 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     population = _init(task, members, mesh.size)
     population, progress = _resume(task, members, population)
     for member in members:
-        rundir.begin(member.dir, member.config, progress.update)
+        rundir.begin(member.dir, member.config)
         member.metrics.rewind(progress.update)
     population = runner.shard(population, mesh)
     source = runner.replicate(task.source, mesh)

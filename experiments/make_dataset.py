@@ -31,7 +31,7 @@ from envs.datasets.minari_write import write_minari
 from experiments import collect, provenance
 from experiments import config as schema
 from experiments.checkpoint import Checkpoints
-from experiments.cli import guarded, use_compilation_cache
+from experiments.cli import guarded, hydra_job, use_compilation_cache
 from experiments.config import Config, EnvConfig, RunConfig
 from experiments.log import write_atomically
 from experiments.loop import train
@@ -210,6 +210,7 @@ register()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="make_dataset")
+@hydra_job
 def run(config: DictConfig) -> None:
     """One Hydra job."""
     use_compilation_cache()

@@ -28,9 +28,9 @@ def check(folder: Path, config: Config, data_sha256: list[str]) -> None:
     saved = read_config(folder)
     if saved is not None and (fingerprint_of(saved), saved["seed"]) != (fingerprint(config), config.seed):
         raise UsageError(f"{folder} holds a run of another configuration ({CONFIG}); {mend}")
-    if saved is None and folder.is_dir() and any(folder.iterdir()) and set(_names(folder)) != {".lock"}:
-        raise UsageError(f"{folder} exists and is no run of ours; {mend}")
     note = Checkpoints(folder).note()
+    if saved is None and note is None and folder.is_dir() and set(_names(folder)) - {".lock"}:
+        raise UsageError(f"{folder} exists and is no run of ours; {mend}")
     if note is None:
         return
     if (fingerprint_of(note["config"]), note["config"]["seed"]) != (fingerprint(config), config.seed):
@@ -39,10 +39,8 @@ def check(folder: Path, config: Config, data_sha256: list[str]) -> None:
         raise UsageError(f"{folder} was trained on a data file with another checksum; restore that file, or {mend}")
 
 
-def begin(folder: Path, config: Config, update: int) -> None:
-    """Make the directory and record the configuration, the way Hydra lays out a job."""
-    if config.run.fresh and update == 0:
-        set_aside(folder)
+def begin(folder: Path, config: Config) -> None:
+    """Record the configuration, the way Hydra lays out a job."""
     if not (folder / CONFIG).exists():
         (folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / CONFIG, yaml.safe_dump(as_dict(config), sort_keys=False).encode())

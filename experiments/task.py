@@ -59,7 +59,7 @@ def members_by(how: str) -> str:
 def _offline(config: Config) -> Task:
     data = config.data
     if data.name == "none":
-        raise UsageError(f"algo={config.algo.name} learns from a data set: set data=NAME, e.g. data=hopper-medium-v2")
+        raise UsageError(f"algo={config.algo.name} learns from a data set, not data=none: set data=NAME, e.g. data=hopper-medium-v2")
     loaded = datasets.load(
         data.name, path=data.path, normalize=data.normalize, reward_scale=data.reward_scale,
         reward_shift=data.reward_shift, seed=data.seed,

@@ -6,13 +6,14 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments import config as schema
-from experiments.cli import guarded, use_compilation_cache
+from experiments.cli import guarded, hydra_job, use_compilation_cache
 from experiments.loop import train
 
 schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="config")
+@hydra_job
 def run(config: DictConfig) -> None:
     """One Hydra job: a seed, or a population of seeds."""
     use_compilation_cache()

@@ -51,7 +51,7 @@ def test_the_command_writes_complete_rows(command: Callable[..., CompletedProces
 def test_misspelt_key(command: Callable[..., CompletedProcess], tmp_path: Path) -> None:
     done = command("experiments.bench", *NARROW, "+chunk=2", f"out={tmp_path / 'bench.csv'}")
     assert done.returncode == 2
-    assert done.stderr.endswith("error: unknown key chunk; did you mean chunks?\n")
+    assert done.stderr == "error: unknown key chunk; did you mean chunks?\n"
     assert not any(tmp_path.iterdir())
 
 

@@ -129,7 +129,9 @@ def test_no_network(run_train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("ADAPTAX_DATA", str(tmp_path / "cache"))
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # nothing listens there
-    refuses(run_train("data=hopper-medium-v2"), "hopper_medium-v2.hdf5", "data.path")
+    status, text = run_train("data=hopper-medium-v2")
+    error = [line for line in text.splitlines() if not line.startswith("fetching ")]  # says what it tries
+    refuses((status, "\n".join(error)), "hopper_medium-v2.hdf5", "data.path")
 
 
 def test_checksum_mismatch(
@@ -231,8 +233,8 @@ def test_disk_full_while_saving(pointmix_file: Path, tmp_path: Path) -> None:
     disk.mkdir()
     args = ["data=custom", f"data.path={pointmix_file}", f"run.dir={disk / 'run'}", *SHORT]
     program = (
-        f"mount -t tmpfs -o size=700k none {disk} && {sys.executable} -m experiments.train {' '.join(args)}; "
-        f"status=$?; ls {disk}/run/checkpoints; exit $status"
+        f"mount -t tmpfs -o size=320k none {disk} && {sys.executable} -m experiments.train {' '.join(args)}; "
+        f"status=$?; ls {disk}/run/checkpoints/*/manifest.json; exit $status"
     )
     probe = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", str(disk)], capture_output=True)
     if probe.returncode:
@@ -243,3 +245,4 @@ def test_disk_full_while_saving(pointmix_file: Path, tmp_path: Path) -> None:
     assert len(errors) == 1
     assert "No space left" in errors[0]
     assert "Traceback" not in done.stderr
+    assert [line.split("/")[-2] for line in done.stdout.split()] == ["20"]  # the checkpoint before is whole
