@@ -23,8 +23,11 @@ setup: $(STAMP) ## Make .venv with the locked dependencies
 test: lint ## Set up, check style and types, run the tests (slow ones: make test PYTEST_ARGS='-m slow')
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-demo: $(STAMP) ## Set up, train a narrow A2PR on the embedded data in minutes, leave the score and a curve in runs/
-	$(BIN)/python -m experiments.train run=demo size=small
+demo: $(STAMP) ## Set up, train BC, TD3+BC and A2PR on the embedded data, show scores with intervals, in minutes
+	for algo in bc td3_bc a2pr; do \
+		$(BIN)/python -m experiments.train algo=$$algo run=demo size=small setting=demo 'seed=[0,1,2,3]' || exit; \
+	done
+	$(BIN)/python -m experiments.report runs/demo
 
 lint: $(STAMP) ## Set up, check style and types
 	$(BIN)/ruff check
