@@ -76,7 +76,7 @@ def _on_host(make_pool: PoolMaker, policy: Callable, episodes: int) -> Evaluator
             action = np.asarray(policy(population, normalizer, jnp.asarray(obs)))
             obs, reward, terminated, truncated = pool.step(action)
             returns += np.where(done, 0.0, reward)
-            done |= terminated | truncated
+            done |= np.maximum(terminated, truncated) > 0
         return returns.reshape(seeds.shape)
 
     return evaluate
