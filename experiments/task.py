@@ -59,24 +59,28 @@ def members_by(how: str) -> str:
 def _offline(config: Config) -> Task:
     data = config.data
     if data.name == "none":
-        raise UsageError(f"algo={config.algo.name} learns from a data set, not data=none: set data=NAME, e.g. data=hopper-medium-v2")
+        name = config.algo.name
+        raise UsageError(
+            f"algo={name} learns from a data set, not data=none: set data=NAME, e.g. data=hopper-medium-v2"
+        )
     loaded = datasets.load(
         data.name, path=data.path, normalize=data.normalize, reward_scale=data.reward_scale,
         reward_shift=data.reward_shift, seed=data.seed,
     )  # fmt: skip
-    name = loaded.info.env if config.env.name == "auto" else config.env.name
-    if name is None:
+    env_name = loaded.info.env if config.env.name == "auto" else config.env.name
+    if env_name is None:
         raise UsageError(
             f"data={loaded.info.name} names no environment of ours: set env.name=gymnasium:ID or another environment"
         )
-    env = registry.make(name, config.env.backend)
+    env = registry.make(env_name, config.env.backend)
     spec = env.spec if isinstance(env, Env) else env(1).spec
     datasets.check_spec(loaded, spec)
     dataset, info = loaded
     algo = algo_module(config.algo.name).make(config.algo.static, spec)
     normalizer = (dataset.obs_mean, dataset.obs_std)
     how = members_by(config.run.members)
-    return Task(info.name, algo, env, name, spec, dataset, normalizer, how, info.reference, info, list(info.sha256))
+    sha256 = list(info.sha256)
+    return Task(info.name, algo, env, env_name, spec, dataset, normalizer, how, info.reference, info, sha256)
 
 
 def _online(config: Config) -> Task:
