@@ -201,7 +201,7 @@ class TestRunDirectories:
 
     def test_damaged_checkpoints(self, trained: tuple[Train, Path]) -> None:
         again, folder = trained
-        result = (folder / "result.json").read_text()
+        result, metrics = (folder / "result.json").read_text(), (folder / "metrics.csv").read_bytes()
         (folder / "result.json").unlink()
         newest = folder / "checkpoints" / "40"
         largest = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
@@ -212,6 +212,7 @@ class TestRunDirectories:
         fields = ("parameters_sha256", "score", "return")
         old, new = json.loads(result), json.loads((folder / "result.json").read_text())
         assert [old[f] for f in fields] == [new[f] for f in fields]
+        assert (folder / "metrics.csv").read_bytes() == metrics
         (folder / "result.json").unlink()
         for file in (folder / "checkpoints").rglob("_METADATA"):
             file.write_text("{}")
