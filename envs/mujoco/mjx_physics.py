@@ -1,7 +1,6 @@
 """Locomotion on MJX: the simulator itself is JAX code, so episodes run by the thousand on an accelerator.
 
-The planar robots follow C MuJoCo to float32 precision. Ant does so until a steep leg touches the ground: MJX then
-turns the friction pyramid of the contact to the world's axes, C MuJoCo to the leg's (mujoco issue 2774).
+Contacts of capsules with the ground are ours (`mjx_contacts.py`); with them all robots follow C MuJoCo.
 """
 
 import contextlib
@@ -17,6 +16,8 @@ from envs.mujoco.locomotion import HORIZON, Robot, draw_start, load_model, spec_
 
 with contextlib.redirect_stdout(io.StringIO()):  # it prints that its optional Warp backend is not installed
     from mujoco import mjx
+
+    from envs.mujoco import mjx_contacts
 
 
 class MjxState(NamedTuple):
@@ -60,6 +61,7 @@ def make(robot: Robot) -> Env:
 
 def _simulator(robot: Robot, model: mujoco.MjModel) -> Any:
     """(state, action) -> state after `frame_skip` steps of the simulator, counters untouched."""
+    mjx_contacts.follow_axes()
     mjx_model = mjx.put_model(model)
     template = mjx.make_data(model)
     torso = model.body(robot.torso).id if robot.torso else None
