@@ -315,7 +315,7 @@ def test_backends_agree_on_the_return_of_a_fixed_policy():
 
             return jax.lax.scan(step, env.reset(key, ()), length=300)[1].sum()
 
-        returns[backend] = jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(1), 100)).mean()
+        returns[backend] = float(jax.jit(jax.vmap(episode))(jax.random.split(jax.random.key(1), 100)).mean())
     assert returns["mujoco"] > 300
     assert returns["mjx"] == pytest.approx(returns["mujoco"], rel=0.02)
 
