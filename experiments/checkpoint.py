@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from envs.core import UsageError
 
+_BOOKKEEPING = 2**17  # bytes that a step takes besides its arrays, generously
 _MANIFEST = "manifest.json"  # sha256 of every file of a step; written last, so a step without it is not finished
 
 
@@ -46,6 +47,10 @@ class Checkpoints:
         folder = self.folder / str(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            # Looked at beforehand, as orbax's threads print what they find wrong besides raising it.
+            needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(state)) + _BOOKKEEPING
+            if shutil.disk_usage(self.folder).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             for leftover in self.folder.glob(f"{step}*"):  # of a save that was killed
                 if leftover.name == str(step) or leftover.name.startswith(f"{step}.orbax"):
                     shutil.rmtree(leftover)
