@@ -18,7 +18,7 @@ from jax.tree_util import register_dataclass
 from algos.buffers import sample_dataset, shape_reward
 from algos.core import Algorithm, Dataset, Key, Loss, Metrics, Params, Spec, Transition, UsageError
 from algos.losses import adam, descend, ensemble_mse, min_td_target, polyak, smooth_action
-from algos.nets import MLP, Critic, Dense, DeterministicActor, Value, apply_ensemble, init_ensemble
+from algos.nets import MLP, Critic, Dense, DeterministicActor, Value, apply_ensemble, apply_first, init_ensemble
 
 
 @register_dataclass
@@ -254,8 +254,7 @@ def actor_loss(
 
 def first_critic(nets: Nets, critic: Params) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """Q1 as a function of (obs, action)."""
-    params = jax.tree.map(lambda x: x[0], critic)
-    return lambda obs, action: nets.critic.apply(params, obs, action)
+    return lambda obs, action: apply_first(nets.critic, critic, obs, action)
 
 
 def learn_critics(

@@ -1,7 +1,6 @@
 """Checkpoints of one run: orbax, checksums, and a walk back over damaged steps."""
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from envs.core import UsageError
+from envs.datasets.files import sha256_of
 
 _BOOKKEEPING = 2**17  # bytes that a step takes besides its arrays, generously
 _MANIFEST = "manifest.json"  # sha256 of every file of a step; written last, so a step without it is not finished
@@ -133,7 +133,7 @@ class Checkpoints:
 def _digests(folder: Path) -> dict[str, str]:
     """sha256 of every file below `folder`, the manifest apart."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
 def _write_synced(path: Path, text: str) -> None:
