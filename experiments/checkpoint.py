@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from envs.core import UsageError
 from envs.datasets.files import sha256_of
+from experiments.log import write_atomically
 
 _BOOKKEEPING = 2**17  # bytes that a step takes besides its arrays, generously
 _MANIFEST = "manifest.json"  # sha256 of every file of a step; written last, so a step without it is not finished
@@ -28,6 +29,7 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # what orbax reports there it also raises
         self.folder = (run_dir / "checkpoints").absolute()
         self.keep = keep
+        self._sound: set[int] = set()  # steps whose checksums were right: large files are read once
 
     def steps(self) -> list[int]:
         """Steps whose saving was finished, newest first (the files may have been damaged since)."""
@@ -57,7 +59,7 @@ class Checkpoints:
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 items = {"state": ocp.args.StandardSave(state), "note": ocp.args.JsonSave(note)}
                 checkpointer.save(folder, ocp.args.Composite(**items))
-            _write_synced(folder / _MANIFEST, json.dumps(_digests(folder)))
+            write_atomically(folder / _MANIFEST, json.dumps(_digests(folder)).encode())
         except Exception as error:
             text = " ".join(str(error).split())
             if isinstance(error, OSError) or "No space left" in text or os.strerror(errno.EDQUOT) in text:
@@ -106,6 +108,8 @@ class Checkpoints:
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a step's files, in a few words."""
+        if step in self._sound:
+            return None
         folder = self.folder / str(step)
         try:
             expected, found = json.loads((folder / _MANIFEST).read_text()), _digests(folder)
@@ -114,6 +118,7 @@ class Checkpoints:
         for name, digest in expected.items():
             if found.get(name) != digest:
                 return f"{name} {'has changed' if name in found else 'is missing'}"
+        self._sound.add(step)
         return None
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -134,13 +139,3 @@ def _digests(folder: Path) -> dict[str, str]:
     """sha256 of every file below `folder`, the manifest apart."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _MANIFEST)
     return {str(path.relative_to(folder)): sha256_of(path) for path in files}
-
-
-def _write_synced(path: Path, text: str) -> None:
-    """Write a file whole or not at all, and wait until it is on disk."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

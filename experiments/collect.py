@@ -84,9 +84,3 @@ def subset(rows: Rows, transitions: int) -> Rows:
 def join(*parts: Rows) -> Rows:
     """One recording after another."""
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def episode_returns(rows: Rows) -> np.ndarray:
-    """Undiscounted returns of all episodes that ended by themselves or by the time limit."""
-    ends = np.flatnonzero(rows["terminals"] | rows["timeouts"]) + 1
-    return np.array([part.sum() for part in np.split(rows["rewards"].astype(np.float64), ends)[:-1]])

@@ -27,6 +27,7 @@ from algos.core import Algorithm, Env, Spec
 from algos.runner import Population
 from envs import registry
 from envs.core import UsageError
+from envs.datasets import scores
 from experiments import provenance, video
 from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded, use_compilation_cache
@@ -185,7 +186,7 @@ def evaluate(options: Options) -> dict[str, Any]:
         "episodes": options.episodes,
         "seed": options.seed,
         "return": summary(returns),
-        "score": None if policy.reference is None else summary(_score(returns, policy.reference)),
+        "score": None if policy.reference is None else summary(scores.score(returns, policy.reference)),
         "diverged_at": policy.note["diverged_at"],
         "returns": returns.tolist(),
         "seconds": time.monotonic() - began,
@@ -193,11 +194,6 @@ def evaluate(options: Options) -> dict[str, Any]:
     }
     write_atomically(options.run_dir / FILE, json.dumps(result, indent=1).encode())
     return result
-
-
-def _score(returns: np.ndarray, reference: tuple[float, float]) -> np.ndarray:
-    low, high = reference
-    return 100.0 * (returns - low) / (high - low)
 
 
 def _draw(policy: Policy, seed: int, target: Path) -> None:

@@ -1,10 +1,12 @@
 """What a run leaves behind while it goes: metrics.csv, TensorBoard, Weights & Biases, the progress display."""
 
+import contextlib
 import csv
 import io
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +148,17 @@ class Display:
         return (done - self.first) / max(time.monotonic() - self.begun_at, 1e-9)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, of the same suffix, that takes its place once written and on the disk."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    yield temporary
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)

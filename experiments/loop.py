@@ -1,5 +1,6 @@
 """The one training loop: compiled chunk of updates, evaluation, log, checkpoint, and again."""
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -90,8 +91,9 @@ def chunk_updates(config: Config, per_step: int) -> int:
 
 def _member(config: Config, task: Task) -> Member:
     folder = run_dir(config)
-    rundir.check(folder, config, task.data_sha256)
-    return Member(config, folder, Checkpoints(folder, config.run.keep), MetricsFile(folder))
+    checkpoints = Checkpoints(folder, config.run.keep)
+    rundir.check(folder, config, task.data_sha256, checkpoints)
+    return Member(config, folder, checkpoints, MetricsFile(folder))
 
 
 def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
@@ -130,7 +132,11 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
 
     title = f"{members[0].config.algo.name} {task.name}" + (f" x{len(members)}" if len(members) > 1 else "")
-    with Interrupt() as interrupt, Display(title, run.updates, progress.update) as display:
+    with contextlib.ExitStack() as stack:
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        interrupt = stack.enter_context(Interrupt())
+        display = stack.enter_context(Display(title, run.updates, progress.update))
         stop = False
         while progress.update < run.updates:
             with speed.training(per_call):
@@ -151,7 +157,6 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
             if interrupt.requested and progress.update < run.updates:
                 interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
     for index, member in enumerate(members):
-        trackers[index].close()
         params = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
         results.write(member.dir, member.config, task, params, speed, progress.diverged_at[index])
 

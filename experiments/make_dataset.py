@@ -26,7 +26,8 @@ from algos import sac
 from algos.core import Env
 from algos.runner import Population
 from envs.core import UsageError
-from envs.datasets.hdf5 import write_d4rl
+from envs.datasets.episodes import episode_returns
+from envs.datasets.hdf5 import Raw, write_d4rl
 from envs.datasets.minari_write import write_minari
 from experiments import collect, provenance
 from experiments import config as schema
@@ -174,7 +175,7 @@ def _record(
 
 def _write(config: MakeConfig, task: Task, level: str, rows: collect.Rows, learned: dict[str, Any], path: Path) -> None:
     """The file, with its origin inside."""
-    returns = collect.episode_returns(rows)
+    returns = episode_returns(Raw(**rows))
     reference = robot_reference(config.env.name)
     metadata = {
         "env": config.env.name,

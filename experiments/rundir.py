@@ -16,7 +16,7 @@ from experiments.log import write_atomically
 CONFIG = Path(".hydra") / "config.yaml"
 
 
-def check(folder: Path, config: Config, data_sha256: list[str]) -> None:
+def check(folder: Path, config: Config, data_sha256: list[str], checkpoints: Checkpoints) -> None:
     """Whether `folder` may hold this run: it is new, or holds an unfinished or finished part of the same run.
 
     Raises:
@@ -28,7 +28,7 @@ def check(folder: Path, config: Config, data_sha256: list[str]) -> None:
     saved = read_config(folder)
     if saved is not None and (fingerprint_of(saved), saved["seed"]) != (fingerprint(config), config.seed):
         raise UsageError(f"{folder} holds a run of another configuration ({CONFIG}); {mend}")
-    note = Checkpoints(folder).note()
+    note = checkpoints.note()
     if saved is None and note is None and folder.is_dir() and set(_names(folder)) - {".lock"}:
         raise UsageError(f"{folder} exists and is no run of ours; {mend}")
     if note is None:

@@ -10,6 +10,7 @@ import algos
 from algos.core import Algorithm, Env, Spec
 from envs import datasets, registry
 from envs.core import UsageError
+from envs.datasets import scores
 from experiments.config import Config, algo_module
 from experiments.rollout import Normalizer, PoolMaker
 
@@ -32,10 +33,7 @@ class Task:
 
     def score(self, returns: float) -> float:
         """D4RL's normalised score where reference returns are known, else the return itself."""
-        if self.reference is None:
-            return float(returns)
-        low, high = self.reference
-        return float(100.0 * (returns - low) / (high - low))
+        return float(returns if self.reference is None else scores.score(returns, self.reference))
 
 
 def make_task(config: Config) -> Task:

@@ -1,7 +1,6 @@
 """One episode of a policy as a film: MP4 through imageio's ffmpeg, GIF through Pillow."""
 
 import importlib.util
-import os
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from envs.core import UsageError
 from envs.mujoco import find_robot, qpos_qvel
 from envs.mujoco.locomotion import ROBOTS, load_model
 from envs.mujoco.render import render
+from experiments.log import replacing
 from experiments.rollout import Normalizer
 
 FRAMES_PER_SECOND = 30  # at most; simulators step up to 125 times a second
@@ -75,12 +75,15 @@ def trajectory(algo: Algorithm, env: Env, population: Population, normalizer: No
 
 def write(path: Path, frames: np.ndarray, frames_per_second: float) -> None:
     """Write frames (T, height, width, 3) uint8 as MP4 or GIF, by the path's suffix; whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    with replacing(path) as temporary:
+        _encode(temporary, frames, frames_per_second)
+
+
+def _encode(path: Path, frames: np.ndarray, frames_per_second: float) -> None:
     if path.suffix.lower() == ".gif":
         first, *rest = [Image.fromarray(frame) for frame in frames]
-        first.save(temporary, save_all=True, append_images=rest, duration=round(1000 / frames_per_second), loop=0)
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 / frames_per_second), loop=0)
     else:
         from imageio import v2 as imageio
 
-        imageio.mimwrite(temporary, list(frames), fps=frames_per_second, macro_block_size=8)
-    os.replace(temporary, path)
+        imageio.mimwrite(path, list(frames), fps=frames_per_second, macro_block_size=8)
