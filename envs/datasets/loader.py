@@ -1,5 +1,6 @@
 """`load`: from a data set's name or file to arrays on the device, with what is known of their origin."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs import pointmix
 from envs.core import Dataset, Spec, Transition, UsageError
 from envs.datasets import minari, scores
 from envs.datasets.d4rl import qlearning
@@ -30,7 +32,7 @@ class DataInfo:
     env: str | None  # our environment to evaluate on, if the data set or its file names one
     max_episode_steps: int | None
     paths: tuple[str, ...]
-    sha256: tuple[str, ...]  # one for each path
+    sha256: tuple[str, ...]  # one for each path, or that of generated arrays
     reference: scores.Reference | None  # returns of score 0 and 100
     behaviour_returns: np.ndarray  # (E,) of the complete episodes, unshaped rewards; AntMaze: 1 for a success
     transitions: int
@@ -63,6 +65,7 @@ class _Source(NamedTuple):
     returns: np.ndarray
     paths: tuple[Path, ...]
     metadata: dict[str, Any]
+    sha256: tuple[str, ...] = ()  # of data that are in no file
 
 
 def load(
@@ -79,17 +82,14 @@ def load(
 ) -> LoadedData:
     """Load a data set onto the device.
 
-    name: one of D4RL's data sets, a mixture such as `hopper-random-expert-0.1-v2`, `embedded`, `minari:ID`,
-    or None
-        or `custom` for a file of one's own.
+    name: one of D4RL's data sets, a mixture such as `hopper-random-expert-0.1-v2`, `embedded`, a PointMix
+        recording such as `pointmix-random-expert-0.1`, `minari:ID`, or None or `custom` for a file of one's own.
     path: a file in D4RL's layout (any name then only gives time limit and reference scores), a folder that
-    holds the
-        named file, or the folder of a Minari data set. Without it the data set is fetched into the cache.
-    normalize, reward_scale, reward_shift: None takes the data set's default: normalised and scale 1, shift
-    0; for
-        AntMaze not normalised and scale 1, shift -1. Rewards become scale * r + shift.
+        holds the named file, or the folder of a Minari data set. Without it the data set is fetched into the cache.
+    normalize, reward_scale, reward_shift: None takes the data set's default: normalised and scale 1, shift 0;
+        PointMix is not normalised, AntMaze not normalised and scale 1, shift -1. Rewards become scale * r + shift.
     obs_dim, action_dim: refuse data of other dimensions.
-    seed: of the draw of a mixture; nothing else is random.
+    seed: of the draw of a mixture or of PointMix; nothing else is random.
 
     Observations are normalised by mean and population standard deviation + 1e-3 of the `obs` column (not
     `next_obs`), in float32. Actions are left as recorded, also those outside [-1, 1].
@@ -105,7 +105,7 @@ def load(
         env=entry.env,
         max_episode_steps=entry.max_episode_steps,
         paths=tuple(str(file) for file in source.paths),
-        sha256=tuple(sha256_of(file) for file in source.paths),
+        sha256=source.sha256 + tuple(sha256_of(file) for file in source.paths),
         reference=entry.reference,
         behaviour_returns=source.returns,
         transitions=len(source.transitions.reward),
@@ -164,6 +164,8 @@ def _read(name: str | None, path: str | Path | None, seed: int, cache_dir: str |
             raise UsageError("a data set of one's own needs its file: data.path=FILE")
         return _from_d4rl(DatasetInfo("custom"), given)
     entry = lookup(str(name))
+    if entry.generated and given is None:
+        return _from_pointmix(entry, seed)
     if entry.parts is not None and (given is None or given.is_dir()):
         return _from_mixture(entry, entry.parts, given, seed, cache_dir)
     return _from_d4rl(entry, _file_of(entry, given, cache_dir))
@@ -175,7 +177,8 @@ def _file_of(entry: DatasetInfo, given: Path | None, cache_dir: str | Path | Non
         return given
     if entry.name == "embedded":
         return EMBEDDED if given is None else given / EMBEDDED.name
-    assert entry.file is not None
+    if entry.file is None:
+        raise UsageError(f"data set {entry.name} has no file to look for in {given}: leave data.path out")
     return given / entry.file if given is not None else fetch(entry.file, entry.urls, cache_dir)
 
 
@@ -195,6 +198,13 @@ def _from_mixture(
         raise UsageError(f"{paths[0]} and {paths[1]} differ in (observation, action) dimensions: {widths}")
     raw = mix(good, bad, entry.ratio, seed, entry.max_episode_steps)
     return _converted(entry, raw, paths, {"ratio": entry.ratio, "seed": seed})
+
+
+def _from_pointmix(entry: DatasetInfo, seed: int) -> _Source:
+    transitions = jax.tree.map(np.asarray, pointmix.make_dataset(seed, entry.ratio))
+    returns = transitions.reward.astype(np.float64).reshape(-1, pointmix.HORIZON).sum(-1)
+    digest = hashlib.sha256(b"".join(field.tobytes() for field in transitions)).hexdigest()
+    return _Source(entry, transitions, returns, (), {"ratio": entry.ratio, "seed": seed}, (digest,))
 
 
 def _converted(entry: DatasetInfo, raw: Raw, paths: tuple[Path, ...], metadata: dict[str, Any]) -> _Source:

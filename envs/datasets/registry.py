@@ -1,4 +1,4 @@
-"""Every data set that has a name: D4RL's 147, the mixtures built from them, and the embedded one."""
+"""Every data set that has a name: D4RL's 147, the mixtures built from them, PointMix, and the embedded one."""
 
 import csv
 import re
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from envs import pointmix
 from envs.datasets import scores
 
 FILES = Path(__file__).with_name("d4rl_files.csv")  # time limit and address of each, as D4RL registers them
@@ -33,7 +34,8 @@ class DatasetInfo:
     reward_shift: float = 0.0
     goal: bool = False  # AntMaze: trajectories go on after a success, the score is the share of successes
     parts: tuple[str, str] | None = None  # of a mixture: the good and the random data set
-    ratio: float = 0.0  # of a mixture: share of good rows
+    ratio: float = 0.0  # of a mixture: share of good rows; of PointMix: probability of an expert episode
+    generated: bool = False  # PointMix: made when asked for, no file
 
 
 @cache
@@ -43,6 +45,7 @@ def registry() -> dict[str, DatasetInfo]:
         known = {row["dataset"]: _d4rl(row) for row in csv.DictReader(file)}
     levels = [(robot, level) for robot in ROBOTS for level in ("medium", "expert")]
     mixtures = [_mixture(robot, level, ratio) for robot, level in levels for ratio in MIXED_RATIOS]
+    mixtures += [_pointmix(ratio) for ratio in MIXED_RATIOS]
     return known | {info.name: info for info in mixtures} | {"embedded": DatasetInfo("embedded")}
 
 
@@ -82,3 +85,16 @@ def _mixture(robot: str, level: str, ratio: str) -> DatasetInfo:
         parts=(good, f"{robot}-random-v2"),
         ratio=float(ratio),
     )
+
+
+def _pointmix(ratio: str) -> DatasetInfo:
+    name = f"pointmix-random-expert-{ratio}"
+    horizon = pointmix.HORIZON
+    return DatasetInfo(name, "pointmix", horizon, normalize=False, ratio=float(ratio), generated=True)
+
+
+def files(entry: DatasetInfo) -> list[DatasetInfo]:
+    """The entries whose files a data set is read from: itself, the parts of a mixture, or none."""
+    if entry.parts is not None:
+        return [lookup(part) for part in entry.parts]
+    return [entry] if entry.file is not None else []

@@ -163,3 +163,18 @@ def test_unknown_names_and_missing_paths(tmp_path, path):
         file.create_group("episode_0")
     with pytest.raises(UsageError, match="this is a Minari file"):
         load(None, path=tmp_path / "other.hdf5")
+
+
+def test_pointmix_is_generated_from_its_seed():
+    first, again, other = (load("pointmix-random-expert-0.1", seed=seed) for seed in (0, 0, 1))
+    assert first.info.sha256 == again.info.sha256 != other.info.sha256
+    assert (first.info.env, first.info.paths, first.info.transitions) == ("pointmix", (), 21_000)
+    assert first.info.behaviour_returns.shape == (700,)
+    np.testing.assert_array_equal(first.dataset.obs_std, 1.0)
+    rewards = np.asarray(first.dataset.transitions.reward, np.float64)
+    assert first.info.behaviour_returns.sum() == pytest.approx(rewards.sum())
+
+
+def test_pointmix_has_no_file_to_look_for(tmp_path):
+    with pytest.raises(UsageError, match="leave data.path out"):
+        load("pointmix-random-expert-0.1", path=tmp_path)

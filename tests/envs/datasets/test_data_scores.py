@@ -88,9 +88,9 @@ def test_only_gym_mujoco_names_have_an_environment():
 
 def test_antmaze_defaults():
     for name, info in registry().items():
-        assert (info.reward_scale, info.reward_shift, info.normalize) == (
-            (1.0, -1.0, False) if name.startswith("antmaze") else (1.0, 0.0, True)
-        )
+        shift = -1.0 if name.startswith("antmaze") else 0.0
+        normalize = not name.startswith(("antmaze", "pointmix"))
+        assert (info.reward_scale, info.reward_shift, info.normalize) == (1.0, shift, normalize)
 
 
 def test_mixtures_are_registered():
@@ -100,7 +100,7 @@ def test_mixtures_are_registered():
             assert info.parts == (f"{robot}-expert-v2", f"{robot}-random-v2")
             assert info.ratio == float(ratio)
             assert info.reference == scores.reference(f"{robot}-random-v2")
-    assert len(registry()) == 147 + 40 + 1
+    assert len(registry()) == 147 + 40 + 5 + 1
     assert lookup("embedded").env is None
     assert EMBEDDED.name == "embedded.hdf5"
 
