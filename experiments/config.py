@@ -113,17 +113,18 @@ def check_keys(config: DictConfig, command: type = Config) -> None:
     if name not in algos.OFFLINE + algos.ONLINE:
         raise UsageError(f"algo={name}: no such algorithm; choose one of {', '.join(algos.OFFLINE + algos.ONLINE)}")
     schema.algo = OmegaConf.structured(algo_schema(name)())
-    _check_keys(config, schema, "")
+    refuse_unknown(config, schema)
 
 
-def _check_keys(config: DictConfig, schema: DictConfig, prefix: str) -> None:
+def refuse_unknown(config: DictConfig, schema: DictConfig, prefix: str = "") -> None:
+    """Raise UsageError for a key that `schema` does not have, at any depth, with the nearest one that it has."""
     for key in config:
         if key not in schema:
             nearest = difflib.get_close_matches(str(key), [str(k) for k in schema], 1)
             hint = f"; did you mean {prefix}{nearest[0]}?" if nearest else f"; there are {', '.join(map(str, schema))}"
             raise UsageError(f"unknown key {prefix}{key!s}{hint}")
         if isinstance(config._get_node(key), DictConfig) and isinstance(schema._get_node(key), DictConfig):
-            _check_keys(config[key], schema[key], f"{prefix}{key!s}.")
+            refuse_unknown(config[key], schema[key], f"{prefix}{key!s}.")
 
 
 def to_config(config: DictConfig) -> Config:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import time
 from types import FrameType
 
 EX_TEMPFAIL = 75  # "try again later": what a scheduler may requeue on
@@ -11,9 +12,18 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 class Interrupt:
     """While active, the first signal only sets `requested`; a second SIGINT interrupts at once."""
 
+    def __init__(self, deadline: float | None = None):
+        """`deadline`: when to stop of itself, in seconds of time.monotonic."""
+        self.deadline = deadline
+        self._signalled = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came or the time is up."""
+        return self._signalled or (self.deadline is not None and time.monotonic() >= self.deadline)
+
     def __enter__(self) -> "Interrupt":
         """Take over the signals."""
-        self.requested = False
         self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
         return self
 
@@ -23,9 +33,9 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self._signalled = True
 
     def leave(self, message: str) -> None:
         """Leave the program with a line and the status of a temporary failure."""

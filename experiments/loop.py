@@ -48,14 +48,16 @@ class Progress:
     diverged_at: list[int | None]
 
 
-def train(configs: list[Config], on_evaluation: EvaluationHook | None = None) -> list[dict[str, Any]]:
+def train(
+    configs: list[Config], on_evaluation: EvaluationHook | None = None, deadline: float | None = None
+) -> list[dict[str, Any]]:
     """Train members that differ only in seed and hyperparameters; those already finished are left alone.
 
     Returns each member's result, as in its result.json.
 
     Raises:
         UsageError: bad configuration, data or checkpoints; nothing has been written then.
-        SystemExit: stopped by a signal, after saving.
+        SystemExit: stopped by a signal or at the deadline (seconds of time.monotonic), after saving.
     """
     task = make_task(configs[0])
     chunk_updates(configs[0], task.algo.updates_per_step)
@@ -68,7 +70,7 @@ def train(configs: list[Config], on_evaluation: EvaluationHook | None = None) ->
             rundir.set_aside(folder)
     with rundir.locked(folders):
         for group in _groups([m for m in members if results.read(m.dir) is None], configs[0].run.save_every):
-            _train_group(task, group, on_evaluation)
+            _train_group(task, group, on_evaluation, deadline)
     return [results.read(member.dir) or {} for member in members]
 
 
@@ -112,7 +114,9 @@ def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
     return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
 
 
-def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHook | None) -> None:
+def _train_group(
+    task: Task, members: list[Member], on_evaluation: EvaluationHook | None, deadline: float | None
+) -> None:
     run = members[0].config.run
     mesh = runner.member_mesh(len(members))
     population = _init(task, members, mesh.size)
@@ -135,7 +139,7 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
-        interrupt = stack.enter_context(Interrupt())
+        interrupt = stack.enter_context(Interrupt(deadline))
         display = stack.enter_context(Display(title, run.updates, progress.update))
         stop = False
         while progress.update < run.updates:
@@ -149,12 +153,13 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
                     scores = _evaluate(task, members, population, progress, evaluator, trackers)
                 display.evaluated(progress.update, list(scores))
                 stop = on_evaluation is not None and on_evaluation(progress.update, population, scores)
-            last = stop or progress.update == run.updates or interrupt.requested
+            asked_to_stop = interrupt.requested  # once: asked after the save, it is for the next chunk
+            last = stop or progress.update == run.updates or asked_to_stop
             if last or progress.update % run.save_every == 0:
                 _save(task, members, population, progress)
             if stop:
                 return
-            if interrupt.requested and progress.update < run.updates:
+            if asked_to_stop and progress.update < run.updates:
                 interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
     for index, member in enumerate(members):
         params = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
