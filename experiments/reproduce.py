@@ -1,0 +1,276 @@
+"""Reproduce a paper's tables: `python -m experiments.reproduce paper=a2pr preset=cpu`.
+
+Prints the plan, trains what is not finished yet, and writes the report. Everything goes to ROOT/PAPER-PRESET; the same
+command goes on where it stopped, and once everything is finished it only writes the report again.
+
+    preset=cpu          the paper's directional claims, within 30 minutes on two cores
+    preset=gpu          tables for one GPU; each call stops after 10 minutes (minutes=N), with status 75 if work is left
+    preset=full         the paper's whole matrix; submit=slurm sends each population as a job of an array
+    only=TABLE          train this table alone, or several: only=[TABLE,TABLE]
+    dry_run=true        print the plan, do nothing
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table as Grid
+
+from envs.core import UsageError
+from envs.datasets import download, registry
+from experiments import config as schema
+from experiments import results, submission
+from experiments.cli import guarded, hydra_job, use_compilation_cache
+from experiments.config import Config, run_dir
+from experiments.interrupt import EX_TEMPFAIL
+from experiments.log import write_atomically
+from experiments.loop import train
+from experiments.paper import Cell, Paper, cells, plan, populations, select
+from experiments.report import report
+from experiments.submission import SlurmConfig
+
+PLAN = "plan.json"
+GPU_MINUTES = 10.0
+
+
+@dataclass
+class ReproduceConfig:
+    """One command."""
+
+    paper: Paper = field(default_factory=lambda: Paper("", "", []))  # a file of configs/paper
+    preset: str = "cpu"  # cpu | gpu | full
+    only: Any = None  # tables to train: a name or a list; null: all of the preset
+    dry_run: bool = False
+    root: str = "runs/reproduce"  # everything goes to ROOT/PAPER-PRESET
+    out: str | None = None  # folder of the report; null: ROOT/PAPER-PRESET/report
+    minutes: float | None = None  # stop, to be called again, after so long; null: 10 for preset=gpu, else no limit
+    submit: str = "none"  # none: train here | slurm: send what is left to the cluster | local: as slurm, without one
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    population: int | None = None  # train this population of the plan alone, without report: what submit sends
+
+
+@dataclass
+class Work:
+    """One population of the plan: what is trained in one program."""
+
+    cell: Cell  # the first of its cells
+    members: list[Config]
+
+    @property
+    def left(self) -> list[Config]:
+        """The members that have not finished."""
+        return [member for member in self.members if results.read(run_dir(member)) is None]
+
+
+def register() -> None:
+    """Make the schema known to Hydra."""
+    schema.register()
+    ConfigStore.instance().store(name="reproduce_schema", node=ReproduceConfig)
+
+
+def arrange(matrix: list[Cell]) -> list[Work]:
+    """The populations of a matrix, in the order of its cells."""
+    found = []
+    for name in dict.fromkeys(cell.table.name for cell in matrix):
+        held = [cell for cell in matrix if cell.table.name == name and cell.table.unavailable is None]
+        owner = {run_dir(member): cell for cell in reversed(held) for member in cell.members}
+        groups = populations([member for cell in held for member in cell.members])
+        found += [Work(owner[run_dir(group[0])], group) for group in groups]
+    return found
+
+
+def missing_files(matrix: list[Cell]) -> dict[str, list[str]]:
+    """Data sets that are not in the cache, with the files they need. Nothing is fetched."""
+    needed = {cell.members[0].data.name: cell.members[0].data for cell in matrix if cell.table.unavailable is None}
+    found = {}
+    for name, data in needed.items():
+        if data.path is None and name in registry.registry():
+            files = [str(entry.file) for entry in registry.files(registry.lookup(name))]
+            if lacking := [file for file in files if not (download.default_cache() / file).is_file()]:
+                found[name] = lacking
+    return found
+
+
+def missing_data(matrix: list[Cell]) -> dict[str, str]:
+    """The reason for each data set that is not in the cache, for the report."""
+    mend = "get it with a network, or put it into the folder named by ADAPTAX_DATA"
+    return {
+        name: f"the data file {' and '.join(files)} is missing: {mend}" for name, files in missing_files(matrix).items()
+    }
+
+
+def seconds_left(work: Work, everything: list[Work]) -> float | None:
+    """Estimated time to finish a population: from finished ones of the same table here, else from its configuration."""
+    updates = sum(member.run.updates for member in work.left)
+    spent, done = 0.0, 0
+    for other in everything:
+        if other.cell.table is work.cell.table:
+            told = [result for member in other.members if (result := results.read(run_dir(member))) is not None]
+            if told and (rate := told[0]["updates_per_second"]):
+                spent += told[0]["updates"] / rate + told[0]["eval_seconds"] + told[0]["compile_seconds"]
+                done += sum(result["updates"] for result in told)
+    if done:
+        return updates * spent / done
+    rate = work.cell.table.updates_per_second.get(jax.default_backend())
+    return updates / rate if rate else None
+
+
+def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -> None:
+    """Print what there is to do: a row a table, then what is missing."""
+    grid = Grid("table", "populations", "runs", "finished", "updates each", "time left", title=paper.title)
+    total: list[float | None] = []
+    for name, table in {cell.table.name: cell.table for cell in matrix}.items():
+        held = [one for one in work if one.cell.table.name == name]
+        runs, left = (sum(len(x) for x in lists) for lists in ([o.members for o in held], [o.left for o in held]))
+        times = [seconds_left(one, work) for one in held if one.left]
+        total += times
+        updates = sorted({member.run.updates for one in held for member in one.members})
+        each = " to ".join(f"{number:,}" for number in dict.fromkeys(updates[:1] + updates[-1:]))
+        shown = "-" if table.unavailable else _time(times)
+        grid.add_row(name, str(len(held)), str(runs), str(runs - left), each, shown)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(grid)
+    print(f"preset={preset}: {len(work)} programs, {_time(total)} on this device (estimated)")
+    if files := sorted({file for files in missing_files(matrix).values() for file in files}):
+        print(
+            f"missing data: {', '.join(files)}: fetched when needed; without a network put them into "
+            f"{download.default_cache()} (ADAPTAX_DATA names another folder)"
+        )
+    for table in {cell.table.name: cell.table for cell in matrix}.values():
+        if table.unavailable:
+            print(f"not run: {table.name}: {table.unavailable}")
+
+
+def _time(seconds: list[float | None]) -> str:
+    known = [value for value in seconds if value is not None]
+    minutes = sum(known) / 60
+    text = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    if len(known) == len(seconds):
+        return text if seconds else "0 min"
+    return f"over {text}" if known else "not known yet"
+
+
+def notice_changes(old: dict[str, Any] | None, new: dict[str, Any]) -> None:
+    """Say which cells have another configuration than at the last call; their earlier runs are kept, not used."""
+
+    def folders(plan: dict[str, Any]) -> dict[tuple[str, str, str], list[str]]:
+        return {
+            (table["name"], cell["task"], cell["method"]): [str(Path(run["dir"]).parent) for run in cell["runs"][:1]]
+            for table in plan["tables"]
+            for cell in table["cells"]
+        }
+
+    before, after = folders(old) if old else {}, folders(new)
+    for key, folder in after.items():
+        if key in before and before[key] != folder:
+            print(f"changed configuration: {' / '.join(key)}: trained anew; the earlier runs stay in {before[key][0]}")
+
+
+def run_all(work: list[Work], deadline: float | None) -> dict[str, str]:
+    """Train the populations in turn; what could not be trained, by data set, with the reason.
+
+    Raises:
+        SystemExit: stopped by a signal or because time is up; the state is saved.
+    """
+    failed: dict[str, str] = {}
+    for one in work:
+        name = one.members[0].data.name
+        if not one.left or name in failed:
+            continue
+        if deadline is not None and time.monotonic() >= deadline:
+            raise SystemExit(EX_TEMPFAIL)
+        try:
+            train(one.left, deadline=deadline)
+        except UsageError as error:
+            failed[name] = " ".join(str(error).split())
+            print(f"not run: {one.cell.table.name}: {failed[name]}", file=sys.stderr)
+    return failed
+
+
+def reproduce(config: ReproduceConfig, command: str) -> int:
+    """The whole command; its exit status.
+
+    Raises:
+        UsageError: a preset, table or population that does not exist, or an override that does not fit.
+    """
+    paper, root = config.paper, Path(config.root) / f"{config.paper.name}-{config.preset}"
+    if config.minutes is not None and config.minutes <= 0:
+        raise UsageError(f"minutes={config.minutes} must be more than 0")
+    asked = [config.only] if isinstance(config.only, str) else config.only
+    chosen = {table.name for table in select(paper, config.preset, asked)}
+    matrix = [cell for table in select(paper, config.preset, None) for cell in cells(table, config.preset, root)]
+    work = arrange(matrix)
+    if config.population is not None:
+        if not 0 <= config.population < len(work):
+            raise UsageError(f"population={config.population}: the plan has 0 to {len(work) - 1}")
+        train(work[config.population].left or work[config.population].members)
+        return 0
+
+    show_plan(paper, config.preset, matrix, work)
+    if config.dry_run:
+        return 0
+    new = plan(paper, config.preset, command, matrix, root, missing_data(matrix))
+    notice_changes(_read(root / PLAN), new)
+    _write(root / PLAN, new)
+    todo = [one for one in work if one.cell.table.name in chosen]
+    if config.submit != "none":
+        indices = [work.index(one) for one in todo if one.left]
+        submission.submit(config.submit, config.slurm, root, indices)
+        return 0
+    return _train_and_report(config, command, root, matrix, todo)
+
+
+def _train_and_report(config: ReproduceConfig, command: str, root: Path, matrix: list[Cell], todo: list[Work]) -> int:
+    limit = GPU_MINUTES if config.minutes is None and config.preset == "gpu" else config.minutes
+    deadline = None if limit is None else time.monotonic() + 60.0 * limit
+    status, failed = 0, {}
+    try:
+        failed = run_all(todo, deadline)
+    except SystemExit as leaving:
+        if deadline is None or time.monotonic() < deadline:  # a signal: leave at once
+            raise
+        status = leaving.code if isinstance(leaving.code, int) else 1
+        print("time is up; the same command goes on from here", file=sys.stderr)
+    _write(root / PLAN, plan(config.paper, config.preset, command, matrix, root, missing_data(matrix) | failed))
+    out = root / "report" if config.out is None else Path(config.out)
+    report(root, out)
+    print(f"report: {out / 'report.md'}, {out / 'report.html'}")
+    return status
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="reproduce")
+@hydra_job
+def run(config: DictConfig) -> None:
+    """One Hydra job."""
+    use_compilation_cache()
+    schema.refuse_unknown(config, OmegaConf.structured(ReproduceConfig))
+    typed = OmegaConf.to_object(config)
+    assert isinstance(typed, ReproduceConfig)
+    shown = [text for text in HydraConfig.get().overrides.task if not text.startswith(("root=", "out="))]
+    if status := reproduce(typed, " ".join(["python -m experiments.reproduce", *shown])):
+        raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(run))
