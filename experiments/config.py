@@ -68,7 +68,7 @@ class Config:
 
 
 # What does not change a run's numbers, so that it does not change its directory either.
-_UNHASHED = ("root", "dir", "fresh", "chunk", "keep", "save_every", "members", "tensorboard", "wandb")
+UNHASHED = ("root", "dir", "fresh", "chunk", "keep", "save_every", "members", "tensorboard", "wandb")
 
 
 def algo_module(name: str) -> Any:
@@ -185,7 +185,7 @@ def fingerprint(config: Config) -> str:
 def fingerprint_of(config: dict[str, Any]) -> str:
     """The same of a configuration that was saved by `as_dict`."""
     content = {key: value for key, value in config.items() if key != "seed"}
-    content["run"] = {key: value for key, value in config["run"].items() if key not in _UNHASHED}
+    content["run"] = {key: value for key, value in config["run"].items() if key not in UNHASHED}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -8,13 +8,14 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from hydra import compose
 
 from envs.core import UsageError
 from experiments import config as schema
 from experiments.config import Config, as_dict, run_dir
+from experiments.reporting import plan as report
+from experiments.reporting.plan import Claim, Plan
 
 PRESETS = ("cpu", "gpu", "full")
 
@@ -48,21 +49,6 @@ class Table:
     not_comparable: str | None = None  # why its numbers cannot be held against published ones
     unavailable: str | None = None  # why it cannot be run in this version
     updates_per_second: dict[str, float] = field(default_factory=dict)  # by platform, members together: for estimates
-
-
-@dataclass
-class Claim:
-    """A directional claim: one method is better than another on a task."""
-
-    name: str
-    text: str
-    source: str
-    table: str
-    task: str
-    better: str
-    worse: str  # a method, or "behaviour policy"
-    min_gap: float = 0.0
-    min_wins: int | None = None
 
 
 @dataclass
@@ -133,36 +119,24 @@ def populations(members: list[Config]) -> list[list[Config]]:
     return [list(group.values()) for group in groups.values()]
 
 
-def plan(
-    paper: Paper, preset: str, command: str, cells: list[Cell], root: Path, missing: dict[str, str]
-) -> dict[str, Any]:
-    """What the report needs to know of the matrix, for plan.json; `missing` has a reason for each lacking data set."""
-    tables = {cell.table.name: cell.table for cell in cells}
-    return {
-        "paper": paper.name,
-        "preset": preset,
-        "title": paper.title,
-        "command": command,
-        "tables": [
-            {
-                **{key: getattr(table, key) for key in ("name", "title", "protocol", "metric", "score", "published")},
-                "not_comparable": table.not_comparable,
-                "cells": [_cell(cell, root, missing) for cell in cells if cell.table is table],
-            }
-            for table in tables.values()
-        ],
-        "claims": [dataclasses.asdict(claim) for claim in paper.claims if claim.table in tables],
-    }
+def plan(paper: Paper, preset: str, command: str, cells: list[Cell], root: Path, missing: dict[str, str]) -> Plan:
+    """What the report needs to know of the matrix; `missing` has a reason for each data set that cannot be had."""
+    tables = []
+    for table in {cell.table.name: cell.table for cell in cells}.values():
+        held = [_cell(cell, root, missing) for cell in cells if cell.table is table]
+        shared = {key: getattr(table, key) for key in ("title", "protocol", "metric", "score", "published")}
+        tables.append(report.Table(table.name, held, not_comparable=table.not_comparable, **shared))
+    claims = [claim for claim in paper.claims if claim.table in {table.name for table in tables}]
+    return Plan(tables, claims, paper.name, preset, paper.title, command)
 
 
-def _cell(cell: Cell, root: Path, missing: dict[str, str]) -> dict[str, Any]:
-    runs = [{"seed": member.seed, "dir": str(run_dir(member).relative_to(root))} for member in cell.members]
-    return {
-        "task": cell.task.name,
-        "method": cell.method.name,
-        "published_task": cell.task.published or cell.task.name,
-        "published_method": cell.method.published or cell.method.name,
-        "missing": cell.table.unavailable or missing.get(cell.members[0].data.name),
-        "updates": cell.members[0].run.updates,
-        "runs": runs,
-    }
+def _cell(cell: Cell, root: Path, missing: dict[str, str]) -> report.Cell:
+    return report.Cell(
+        cell.task.name,
+        cell.method.name,
+        cell.task.published or cell.task.name,
+        cell.method.published or cell.method.name,
+        cell.table.unavailable or missing.get(cell.members[0].data.name),
+        cell.members[0].run.updates,
+        [report.Run(member.seed, run_dir(member).relative_to(root).as_posix()) for member in cell.members],
+    )

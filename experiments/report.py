@@ -1,144 +1,63 @@
-"""Compare finished runs: `python -m experiments.report DIR [out=FOLDER]`.
+"""Report on runs: `python -m experiments.report DIR [out=FOLDER]`.
 
-Reads every run below DIR, groups them by data, algorithm and configuration, and writes a table of scores with 95 %
-intervals over seeds (report.md, report.csv) and learning curves (curves.png).
+DIR holds runs, with or without a plan.json that says which table of which paper each belongs to, or is an earlier
+report, whose plan.json, runs.csv and curves.csv are enough to write it again. Written to FOLDER (DIR if not given):
+report.md, report.html (one page that needs nothing else), figures/*.svg, numbers.csv (every number shown), and the
+three files above. The same runs give the same bytes.
 """
 
 import difflib
-import io
-import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from envs.core import UsageError
-from experiments import results
 from experiments.cli import guarded
-from experiments.log import MetricsFile, write_atomically
-from experiments.stats import mean_interval
-
-SCORES = {"last": "last evaluation", "mean_of_last_ten": "mean of last ten", "best": "best"}
-
-
-@dataclass
-class Run:
-    """One finished run."""
-
-    folder: Path
-    result: dict[str, Any]
-
-    @property
-    def group(self) -> tuple[str, str, str]:
-        """Data, algorithm and configuration: what seeds are averaged over."""
-        return self.result["data"], self.result["algo"], self.result["config"]
+from experiments.log import write_atomically
+from experiments.reporting import analysis, claims, document, found, numbers, pages, plan, records
+from experiments.reporting.plan import Plan
+from experiments.reporting.records import Curves, Member
 
 
-def find_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """Finished runs below `root`, and the folders of unfinished ones.
+def gather(root: Path) -> tuple[Plan, list[Member], Curves]:
+    """Plan, members and curves of a folder of runs or of an earlier report.
 
     Raises:
-        UsageError: there is no such folder, or no run in it.
+        UsageError: there is no such folder, or neither plan nor runs in it, or a file of a report is damaged.
     """
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder; give the folder that holds the runs, e.g. runs")
-    folders = sorted(path.parent.parent for path in root.rglob(".hydra/config.yaml") if ".old" not in str(path))
-    found = [(folder, results.read(folder)) for folder in folders]
-    runs = [Run(folder, result) for folder, result in found if result is not None]
-    if not runs:
-        raise UsageError(f"{root}: no finished run below it; train first, e.g. python -m experiments.train")
-    return runs, [folder for folder, result in found if result is None]
-
-
-def table(runs: list[Run]) -> pd.DataFrame:
-    """One row per group: number of seeds, behaviour policy's score, each kind of score with its interval."""
-    rows = []
-    for group in sorted({run.group for run in runs}):
-        members = [run.result for run in runs if run.group == group]
-        row: dict[str, Any] = {"data": group[0], "algo": group[1], "config": group[2], "seeds": len(members)}
-        row["updates"] = members[0]["updates"]
-        row["behaviour"] = members[0]["behaviour_score"]
-        row["diverged"] = sum(member["diverged_at"] is not None for member in members)
-        for kind in SCORES:
-            values = np.array([member["score"][kind] for member in members])
-            row[kind], row[f"{kind}_low"], row[f"{kind}_high"] = mean_interval(values)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def markdown(frame: pd.DataFrame, runs: list[Run], unfinished: list[Path]) -> str:
-    """The table for people, with the origin of the numbers below it."""
-    first = runs[0].result
-    lines = [f"# {first['score_is'][0].upper()}{first['score_is'][1:]}: mean over seeds [95 % interval]", ""]
-    lines += ["| data | algorithm | seeds | updates | " + " | ".join(SCORES.values()) + " | behaviour policy |"]
-    lines += ["|---|---|---|---|" + "---|" * (len(SCORES) + 1)]
-    for row in frame.to_dict("records"):
-        cells = [row["data"], row["algo"], str(row["seeds"]), f"{row['updates']:,}"]
-        cells += [f"{row[kind]:.1f} [{row[f'{kind}_low']:.1f}, {row[f'{kind}_high']:.1f}]" for kind in SCORES]
-        cells += ["not known" if pd.isna(row["behaviour"]) else f"{row['behaviour']:.1f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "Intervals are Student-t over seeds; a single seed has none (nan).", "", "![curves](curves.png)", ""]
-    if diverged := [run for run in runs if run.result["diverged_at"] is not None]:
-        lines += ["Diverged: " + ", ".join(f"{r.folder.name} of {r.group[1]}" for r in diverged), ""]
-    if unfinished:
-        lines += [f"Not finished, so not counted: {len(unfinished)} runs.", ""]
-    lines += [f"- {name}: {value}" for name, value in _origin(runs).items()]
-    return "\n".join(lines) + "\n"
-
-
-def _origin(runs: list[Run]) -> dict[str, str]:
-    """Device, commit, versions and data checksums of all runs."""
-
-    def distinct(values: list[Any]) -> str:
-        return "; ".join(sorted({json.dumps(value).strip('"') for value in values}))
-
-    results_ = [run.result for run in runs]
-    return {
-        "device": distinct([result["device"] for result in results_]),
-        "commit": distinct([result["git"] for result in results_]),
-        "versions": distinct([", ".join(f"{k} {v}" for k, v in result["versions"].items()) for result in results_]),
-        "data sha256": distinct([checksum for result in results_ for checksum in result["data_sha256"]]),
-    }
-
-
-def curves(runs: list[Run]) -> bytes:
-    """Mean score against updates with the range over seeds, one panel per data set, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    data = sorted({run.group[0] for run in runs})
-    figure = Figure(figsize=(6 * len(data), 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes, name in zip(figure.subplots(1, len(data), squeeze=False)[0], data):
-        for group in sorted({run.group for run in runs if run.group[0] == name}):
-            members = [MetricsFile(run.folder).rows() for run in runs if run.group == group]
-            updates = [row["update"] for row in members[0]]
-            scores = np.array([[row["score"] for row in rows] for rows in members])
-            line = axes.plot(updates, scores.mean(0), marker=".", label=f"{group[1]} ({len(members)} seeds)")[0]
-            axes.fill_between(updates, scores.min(0), scores.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-        behaviour = next(run.result["behaviour_score"] for run in runs if run.group[0] == name)
-        if behaviour is not None:
-            axes.axhline(behaviour, linestyle="--", color="grey", label="behaviour policy")
-        axes.set(xlabel="updates", ylabel=runs[0].result["score_is"], title=name)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    given = plan.load(root)
+    if given is None or given.found:
+        if found.folders(root):
+            given = found.plan(root)
+        elif given is None:
+            raise UsageError(f"{root}: no run below it; train first, e.g. python -m experiments.train")
+    here = any((root / run.dir).is_dir() for _, _, run in records.planned(given))
+    if here or not (root / records.RUNS).exists():
+        return given, *records.collect(given, root)
+    members, curves = records.read(root)
+    return given, records.complete(given, members), curves
 
 
 def report(root: Path, out: Path) -> str:
-    """Write the three files; the Markdown text."""
-    runs, unfinished = find_runs(root)
-    frame = table(runs)
-    text = markdown(frame, runs, unfinished)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "curves.png", curves(runs))
-    write_atomically(out / "report.csv", frame.to_csv(index=False).encode())
-    write_atomically(out / "report.md", text.encode())
+    """Write the report of `root` to `out`; its Markdown text.
+
+    Raises:
+        UsageError: as `gather`; or the plan names a paper whose published numbers are not there.
+    """
+    given, members, curves = gather(root)
+    tables = analysis.analyse(given, members)
+    judged = claims.judge(given.claims, tables)
+    pages_ = pages.build(given, members, curves, tables, judged)
+    text = document.markdown(pages_)
+    pictures = [block for block in pages_.blocks if isinstance(block, document.Picture)]
+    files = {plan.PLAN: plan.dump(given), **records.write(members, curves)}
+    files |= {numbers.NUMBERS: numbers.to_csv(tables, judged)}
+    files |= {f"figures/{picture.name}.svg": picture.light.encode() for picture in pictures}
+    files |= {"report.html": document.page(pages_).encode(), "report.md": text.encode()}
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomically(out / name, content)
     return text
 
 
@@ -156,8 +75,8 @@ def main() -> None:
         raise UsageError(f"unknown key {unknown[0]}; did you mean {nearest[0]}?")
     root = Path(places[0])
     out = Path(options.get("out", root))
-    print(report(root, out))
-    print(f"written: {out / 'report.md'}, {out / 'report.csv'}, {out / 'curves.png'}")
+    print(report(root, out).partition("![")[0])  # up to the first figure
+    print(f"written: {out / 'report.md'}, {out / 'report.html'}, {out / numbers.NUMBERS}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ command goes on where it stopped, and once everything is finished it only writes
     dry_run=true        print the plan, do nothing
 """
 
-import json
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,9 +35,9 @@ from experiments.log import write_atomically
 from experiments.loop import train
 from experiments.paper import Cell, Paper, cells, plan, populations, select
 from experiments.report import report
+from experiments.reporting.plan import PLAN, Plan, dump, load
 from experiments.submission import SlurmConfig
 
-PLAN = "plan.json"
 GPU_MINUTES = 10.0
 
 
@@ -159,20 +158,17 @@ def _time(seconds: list[float | None]) -> str:
     return f"over {text}" if known else "not known yet"
 
 
-def notice_changes(old: dict[str, Any] | None, new: dict[str, Any]) -> None:
+def notice_changes(old: Plan | None, new: Plan) -> None:
     """Say which cells have another configuration than at the last call; their earlier runs are kept, not used."""
 
-    def folders(plan: dict[str, Any]) -> dict[tuple[str, str, str], list[str]]:
-        return {
-            (table["name"], cell["task"], cell["method"]): [str(Path(run["dir"]).parent) for run in cell["runs"][:1]]
-            for table in plan["tables"]
-            for cell in table["cells"]
-        }
+    def folders(plan: Plan) -> dict[tuple[str, str, str], str]:
+        cells = [(table.name, cell) for table in plan.tables for cell in table.cells if cell.runs]
+        return {(name, cell.task, cell.method): str(Path(cell.runs[0].dir).parent) for name, cell in cells}
 
-    before, after = folders(old) if old else {}, folders(new)
-    for key, folder in after.items():
-        if key in before and before[key] != folder:
-            print(f"changed configuration: {' / '.join(key)}: trained anew; the earlier runs stay in {before[key][0]}")
+    before = folders(old) if old else {}
+    for key, folder in folders(new).items():
+        if before.get(key, folder) != folder:
+            print(f"changed configuration: {' / '.join(key)}: trained anew; the earlier runs stay in {before[key]}")
 
 
 def run_all(work: list[Work], deadline: float | None) -> dict[str, str]:
@@ -219,7 +215,7 @@ def reproduce(config: ReproduceConfig, command: str) -> int:
     if config.dry_run:
         return 0
     new = plan(paper, config.preset, command, matrix, root, missing_data(matrix))
-    notice_changes(_read(root / PLAN), new)
+    notice_changes(load(root), new)
     _write(root / PLAN, new)
     todo = [one for one in work if one.cell.table.name in chosen]
     if config.submit != "none":
@@ -247,13 +243,9 @@ def _train_and_report(config: ReproduceConfig, command: str, root: Path, matrix:
     return status
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: Plan) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, dump(content))
 
 
 register()

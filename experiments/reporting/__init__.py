@@ -1,0 +1,1 @@
+"""The parts of the report: plan, records, statistics, figures, pages. The command is `experiments.report`."""

@@ -1,0 +1,70 @@
+"""Directional claims, judged on pairs of runs that share a seed."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from experiments import stats
+from experiments.reporting.analysis import CellResult, TableResult, Verdict, shortfall
+from experiments.reporting.plan import BEHAVIOUR, Claim
+
+
+@dataclass
+class ClaimResult:
+    """What was measured of a claim; `paired` is None where it was not tested."""
+
+    claim: Claim
+    paired: stats.Paired | None
+    verdict: Verdict
+
+    @property
+    def required(self) -> str:
+        """What the claim needs to hold."""
+        gap = f"> {self.claim.min_gap:g}"
+        return gap if self.claim.min_wins is None else f"{gap}, ≥ {self.claim.min_wins} seeds"
+
+
+def judge(claims: list[Claim], tables: list[TableResult]) -> list[ClaimResult]:
+    """Every claim with its verdict, in the plan's order."""
+    by_name = {result.table.name: result for result in tables}
+    return [_judge(claim, by_name.get(claim.table)) for claim in claims]
+
+
+def _judge(claim: Claim, table: TableResult | None) -> ClaimResult:
+    """A claim holds if the mean paired difference exceeds its gap and enough seeds have the sign."""
+    if table is None:
+        return _untested(claim, f"there is no table {claim.table}")
+    better, worse = table.cell(claim.task, claim.better), table.cell(claim.task, claim.worse)
+    against_data = claim.worse == BEHAVIOUR and worse is None
+    if why := _lacking(better, claim.better) or ("" if against_data else _lacking(worse, claim.worse)):
+        return _untested(claim, why)
+    assert better is not None
+    x = _by_seed(better, table.table.score)
+    if against_data and better.behaviour is None:
+        return _untested(claim, "the behaviour policy's score is not known")
+    y = dict.fromkeys(x, better.behaviour) if worse is None else _by_seed(worse, table.table.score)
+    shared = sorted(set(x) & set(y))
+    if not shared:
+        return _untested(claim, f"{claim.better} and {claim.worse} share no seed")
+    if claim.min_wins is not None and claim.min_wins > len(shared):
+        return _untested(claim, f"it needs {claim.min_wins} seeds, there are {len(shared)}")
+    paired = stats.paired_difference(np.array([x[s] for s in shared]), np.array([y[s] for s in shared], np.float64))
+    holds = paired.difference.value > claim.min_gap and paired.wins >= (claim.min_wins or 0)
+    return ClaimResult(claim, paired, Verdict("holds" if holds else "does not hold"))
+
+
+def _by_seed(cell: CellResult, kind: str) -> dict[int, float]:
+    return {member.seed: getattr(member, kind) for member in cell.counted}
+
+
+def _lacking(cell: CellResult | None, method: str) -> str:
+    """Why a side cannot be tested; empty if it can."""
+    if cell is None:
+        return f"{method} is not in the plan for this task"
+    if not cell.members:
+        return f"{method}: {cell.cell.missing or 'no runs are planned'}"
+    return f"{method}: {shortfall(cell)}" if len(cell.counted) < len(cell.members) else ""
+
+
+def _untested(claim: Claim, why: str) -> ClaimResult:
+    return ClaimResult(claim, None, Verdict("not tested", why))
