@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 CANDIDATES := $(or $(PYTHON),python3.12 python3.11 python3)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint lock clean
+.PHONY: help setup test demo docs lint lock clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,11 @@ demo: $(STAMP) ## Set up, train BC, TD3+BC and A2PR on the embedded data, show s
 		$(BIN)/python -m experiments.train algo=$$algo run=demo size=small setting=demo 'seed=[0,1,2,3]' || exit; \
 	done
 	$(BIN)/python -m experiments.report runs/demo
+
+docs: ## Set up, build the documentation into site/, to be opened from disk or served
+	@$(MAKE) --no-print-directory setup EXTRAS=dev,docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
 lint: $(STAMP) ## Set up, check style and types
 	$(BIN)/ruff check
@@ -62,11 +67,11 @@ lock: ## Write requirements.lock anew from pyproject.toml (needs Python 3.11)
 	done; \
 	if [ -z "$$found" ]; then echo "error: make lock needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 2; fi; \
 	"$$found" -m venv "$$folder/venv"; \
-	"$$folder/venv/bin/python" -m pip --disable-pip-version-check --quiet install -e '.[dev]'; \
+	"$$folder/venv/bin/python" -m pip --disable-pip-version-check --quiet install -e '.[dev,docs]'; \
 	"$$folder/venv/bin/python" -m pip --disable-pip-version-check freeze --exclude-editable > "$$folder/lock"; \
 	cp "$$folder/lock" requirements.lock; \
 	echo "requirements.lock: $$(wc -l < requirements.lock) packages"
 
 clean: ## Remove .venv and caches; runs and data stay
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) site .cache .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find algos envs experiments configs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,9 +23,9 @@ Loss = tuple[jax.Array, Metrics]
 class Algorithm(NamedTuple):
     """A method as three pure functions of arrays.
 
-    init: (key, hyper) -> state
-    step: (key, state, source, hyper) -> (state, metrics)    one training iteration, sampling included
-    act:  (key, state, obs, hyper) -> action                 the evaluation policy; obs (..., obs_dim)
+        init: (key, hyper) -> state
+        step: (key, state, source, hyper) -> (state, metrics)    one training iteration, sampling included
+        act:  (key, state, obs, hyper) -> action                 the evaluation policy; obs (..., obs_dim)
 
     `step` makes `updates_per_step` gradient updates: a method with delayed actor updates makes a whole period at
     a time, so that the delay is a shape of the program and not a branch whose both sides `vmap` would compute.

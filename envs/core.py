@@ -66,8 +66,8 @@ class TimeStep(NamedTuple):
 class Env:
     """A functional environment. `step` never resets by itself; `autoreset` below does.
 
-    reset: (key, params) -> (state, obs)
-    step:  (key, state, action, params) -> (state, TimeStep)
+        reset: (key, params) -> (state, obs)
+        step:  (key, state, action, params) -> (state, TimeStep)
     """
 
     name: str

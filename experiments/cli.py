@@ -46,10 +46,11 @@ def one_line(error: Exception) -> str:
     """The message in one line; for an unknown option of a group, with the nearest known ones."""
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").rpartition("/")
-        nearest = difflib.get_close_matches(name, error.options, 3, 0.4)
-        hint = (
-            f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(error.options)[:12])}"
-        )
+        options = [option for option in error.options if not option.endswith("schema")]
+        nearest = difflib.get_close_matches(name, options, 3, 0.4)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(sorted(options)[:12])}"
+        if group == "data":
+            hint += " For a file of your own: data=custom data.path=FILE"
         return f"{group}={name}: there is no such {group}; {hint}"
     cause = error.__cause__
     while isinstance(cause, (UsageError, HydraException, OmegaConfBaseException)) and str(cause):
