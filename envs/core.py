@@ -64,10 +64,12 @@ class TimeStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Env:
-    """A functional environment. `step` never resets by itself; `autoreset` below does.
+    """A functional environment.
 
         reset: (key, params) -> (state, obs)
         step:  (key, state, action, params) -> (state, TimeStep)
+
+    `step` never resets by itself; `autoreset` below does.
     """
 
     name: str
