@@ -37,9 +37,10 @@ def _headline(
 ) -> Iterator[Block]:
     finished = sum(member.counts for member in members)
     yield Paragraph(f"**{finished:,} of {len(members):,}** planned runs are finished and enter the numbers.", "lead")
-    verdicts = [cell.verdict for result in tables for cell in result.cells if cell.verdict is not None]
-    if verdicts:
-        yield Paragraph(f"Against the published numbers: {_count(verdicts)}.", "lead")
+    for result in tables:
+        if verdicts := [cell.verdict for cell in result.cells if cell.verdict is not None]:
+            title = result.table.title or result.table.name
+            yield Paragraph(f"{title}, against the {_against(result)}: {_count(verdicts)}.", "lead")
     if claims:
         yield Paragraph(f"Claims: {_count([claim.verdict for claim in claims])}.", "lead")
         yield Heading("Claims")
@@ -101,7 +102,7 @@ def _scores(result: TableResult) -> Grid:
     """The main table: paper, ours, verdict."""
     table, digits = result.table, _digits(result)
     held = table.published is not None  # against published numbers
-    against = "reference" if any(cell.published and cell.published.reference for cell in result.cells) else "paper"
+    against = _against(result)
     columns = [
         "task",
         "method",
@@ -129,6 +130,11 @@ def _scores(result: TableResult) -> Grid:
     keep = [i for i, show in enumerate(shown) if show]
     align = "".join("llwrrrcv"[i] for i in keep)
     return Grid([columns[i] for i in keep], align, [[row[i] for i in keep] for row in rows], grouped=1)
+
+
+def _against(result: TableResult) -> str:
+    """What our numbers are held against."""
+    return "reference" if any(cell.published and cell.published.reference for cell in result.cells) else "paper"
 
 
 def _score_row(cell: CellResult, kind: str, digits: int) -> list[Cell]:
