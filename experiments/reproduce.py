@@ -236,7 +236,8 @@ def _train_and_report(config: ReproduceConfig, command: str, root: Path, matrix:
             raise
         status = leaving.code if isinstance(leaving.code, int) else 1
         print("time is up; the same command goes on from here", file=sys.stderr)
-    _write(root / PLAN, plan(config.paper, config.preset, command, matrix, root, missing_data(matrix) | failed))
+    # A file that is simply not there is said in words of its own: the error names this machine's folders.
+    _write(root / PLAN, plan(config.paper, config.preset, command, matrix, root, failed | missing_data(matrix)))
     out = root / "report" if config.out is None else Path(config.out)
     report(root, out)
     print(f"report: {out / 'report.md'}, {out / 'report.html'}")

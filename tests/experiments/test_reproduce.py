@@ -166,9 +166,9 @@ def test_data_that_cannot_be_had_are_reported_and_the_rest_is_trained(
     assert str(download.default_cache()) in said.out
     assert "not run: lacking: hopper_medium-v2.hdf5 cannot be fetched" in said.err
     lacking_cells, cells = (table["cells"] for table in plan_of(tmp_path)["tables"])
-    assert all("cannot be fetched" in cell["missing"] for cell in lacking_cells)
+    assert all("hopper_medium-v2.hdf5 is missing" in cell["missing"] for cell in lacking_cells)
     assert [cell["missing"] for cell in cells] == [None]
-    assert "cannot be fetched" in (tmp_path / "toy-cpu" / "report" / "report.md").read_text()
+    assert "hopper_medium-v2.hdf5 is missing" in (tmp_path / "toy-cpu" / "report" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(
