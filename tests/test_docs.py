@@ -25,7 +25,9 @@ import numpy as np
 import pytest
 import submitit  # noqa: F401 (it sets up logging when imported: not while a test's output is captured)
 import yaml
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 
 from envs.core import UsageError
 from envs.datasets import registry
@@ -242,13 +244,21 @@ def call(command: str) -> int:
         exec(compile(words[2], "<command>", "exec"), {})
         return 0
     GlobalHydra.instance().clear()
+    Plugins.instance()  # fills the store when it is first asked for
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", words[2:])
+        # the module registers its schema a second time, as classes of `__main__`: not for the tests that follow
+        patch.setattr(ConfigStore.instance(), "repo", branches(ConfigStore.instance().repo))
         try:
             runpy.run_module(words[2], run_name="__main__")
         except SystemExit as leaving:
             return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     return 0
+
+
+def branches(repo: dict) -> dict:
+    """A copy of Hydra's store whose groups can be changed apart; the nodes are shared."""
+    return {name: branches(entry) if isinstance(entry, dict) else entry for name, entry in repo.items()}
 
 
 def test_every_block_is_of_a_known_kind() -> None:
