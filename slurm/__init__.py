@@ -1,0 +1,1 @@
+"""Sweeps: packing, jobs, and what happens to them on a cluster."""
