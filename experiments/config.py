@@ -49,6 +49,9 @@ class RunConfig:
     chunk: int = 1_000  # updates per compiled call at most; a signal is answered after a chunk
     keep: int = 2  # checkpoints kept
     members: str = "auto"  # vmap | map (one after another: exact) | auto: vmap on accelerators, map on CPUs
+    pack: str = "on"  # on: members of a sweep that may, train in one job | off: each member has its own
+    max_members: int = 64  # members of a job at most
+    memory_gb: float | None = None  # of a job: fewer members where more are not estimated to fit; null: no limit
     root: str = "runs"  # run directories are ROOT/ALGO/DATA/HASH/seedN
     dir: str | None = None  # run directory of a single member, instead of the above
     fresh: bool = False  # start another run even if this one exists
@@ -68,7 +71,10 @@ class Config:
 
 
 # What does not change a run's numbers, so that it does not change its directory either.
-UNHASHED = ("root", "dir", "fresh", "chunk", "keep", "save_every", "members", "tensorboard", "wandb")
+UNHASHED = (
+    "root", "dir", "fresh", "chunk", "keep", "save_every", "members", "pack", "max_members", "memory_gb",
+    "tensorboard", "wandb",
+)  # fmt: skip
 
 
 def algo_module(name: str) -> Any:
@@ -143,11 +149,15 @@ def check_values(config: Config) -> None:
         UsageError: naming the key and the mend.
     """
     run, static = config.run, config.algo.static
-    for key in ("updates", "eval_every", "eval_episodes", "save_every", "chunk", "keep"):
+    for key in ("updates", "eval_every", "eval_episodes", "save_every", "chunk", "keep", "max_members"):
         if getattr(run, key) < 1:
             raise UsageError(f"run.{key}={getattr(run, key)} must be at least 1")
     if run.members not in ("auto", "vmap", "map"):
         raise UsageError(f"run.members={run.members} must be auto, vmap or map")
+    if run.pack not in ("on", "off"):
+        raise UsageError(f"run.pack={run.pack} must be on or off")
+    if run.memory_gb is not None and run.memory_gb <= 0:
+        raise UsageError(f"run.memory_gb={run.memory_gb} must be more than 0")
     if run.eval_seed_mode not in ("fixed", "fresh"):
         raise UsageError(f"run.eval_seed_mode={run.eval_seed_mode} must be fixed or fresh")
     if run.updates % run.eval_every:

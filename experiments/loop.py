@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
-import time
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +14,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from algos import runner
 from algos.runner import Population
 from envs.core import UsageError
 from experiments import provenance, results, rundir
 from experiments.checkpoint import Checkpoints
-from experiments.config import Config, as_dict, run_dir
-from experiments.interrupt import Interrupt
+from experiments.config import Config, RunConfig, as_dict, run_dir
+from experiments.interrupt import Interrupt, Pace
 from experiments.log import Display, MetricsFile, Trackers
 from experiments.rollout import Evaluator, episode_seeds, make_evaluator
 from experiments.task import Task, make_task
+from slurm import preempt
 
 # (update, population, scores (members,)) -> whether to stop here, unfinished
 EvaluationHook = Callable[[int, Population, np.ndarray], bool]
@@ -36,6 +40,7 @@ class Member:
     dir: Path
     checkpoints: Checkpoints
     metrics: MetricsFile
+    job: rundir.Job | None = None
 
 
 @dataclass
@@ -46,36 +51,70 @@ class Progress:
     sums: dict[str, np.ndarray]  # (members,) each
     chunks: int
     diverged_at: list[int | None]
+    chunk: int | None = None  # updates of a chunk, once a shorter one was needed than the configuration says
+
+    def unevaluated(self, run: RunConfig) -> bool:
+        """Whether an evaluation is due; a checkpoint may have been saved before it, as little time was left."""
+        return self.chunks > 0 and self.update % run.eval_every == 0
+
+    def finished(self, run: RunConfig) -> bool:
+        """Whether nothing is left to do."""
+        return self.update == run.updates and not self.unevaluated(run)
 
 
 def train(
-    configs: list[Config], on_evaluation: EvaluationHook | None = None, deadline: float | None = None
+    configs: list[Config],
+    on_evaluation: EvaluationHook | None = None,
+    deadline: float | None = None,
+    jobs: dict[Path, rundir.Job] | None = None,
+    refused: dict[Path, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Train members that differ only in seed and hyperparameters; those already finished are left alone.
 
-    Returns each member's result, as in its result.json.
+    Returns each member's result, as in its result.json; {} for a member that was refused.
+
+    jobs: how Hydra was asked for the members, by run directory; recorded there.
+    refused: given, members whose directories cannot be used are noted here, with the reason, and the others train.
 
     Raises:
         UsageError: bad configuration, data or checkpoints; nothing has been written then.
         SystemExit: stopped by a signal or at the deadline (seconds of time.monotonic), after saving.
     """
-    task = make_task(configs[0])
-    chunk_updates(configs[0], task.algo.updates_per_step)
-    members = [_member(config, task) for config in configs]
-    folders = [member.dir for member in members]
-    if configs[0].run.fresh:
-        with rundir.locked(folders):
-            pass  # nobody trains there
-        for folder in folders:
-            rundir.set_aside(folder)
-    with rundir.locked(folders):
-        for group in _groups([m for m in members if results.read(m.dir) is None], configs[0].run.save_every):
-            _train_group(task, group, on_evaluation, deadline)
-    return [results.read(member.dir) or {} for member in members]
+    preempt.notice(os.environ)
+    with Interrupt(deadline) as interrupt, contextlib.ExitStack() as held:
+        task = make_task(configs[0])
+        chunk_updates(configs[0], task.algo.updates_per_step)
+        members = _accepted(configs, lambda config: _member(config, task, (jobs or {}).get(run_dir(config))), refused)
+        folders = [member.dir for member in members]
+        if configs[0].run.fresh:
+            with rundir.locked(folders):
+                pass  # nobody trains there
+            for folder in folders:
+                rundir.set_aside(folder)
+        _accepted([m.config for m in members], lambda c: held.enter_context(rundir.locked([run_dir(c)])), refused)
+        left = [m for m in members if m.dir not in (refused or {}) and results.read(m.dir) is None]
+        for group in _groups(left, configs[0].run.save_every):
+            if interrupt.signalled:  # at the end of the group before
+                interrupt.leave("stopped between groups; the same command goes on")
+            _train_group(task, group, on_evaluation, interrupt)
+    return [{} if run_dir(c) in (refused or {}) else results.read(run_dir(c)) or {} for c in configs]
 
 
-def chunk_updates(config: Config, per_step: int) -> int:
-    """Updates per compiled call: the largest divisor of all intervals that is no more than run.chunk.
+def _accepted(configs: list[Config], action: Callable[[Config], Any], refused: dict[Path, str] | None) -> list[Any]:
+    """What `action` makes of each member; a refusal is noted, or raised where nobody takes notes."""
+    made = []
+    for config in configs:
+        try:
+            made.append(action(config))
+        except UsageError as error:
+            if refused is None:
+                raise
+            refused[run_dir(config)] = str(error)
+    return made
+
+
+def chunk_updates(config: Config, per_step: int, most: int | None = None) -> int:
+    """Updates per compiled call: the largest divisor of all intervals that is no more than run.chunk and `most`.
 
     Raises:
         UsageError: an interval is no multiple of the updates that one training iteration makes.
@@ -87,15 +126,16 @@ def chunk_updates(config: Config, per_step: int) -> int:
                 f"run.{key}={getattr(run, key)} must be a multiple of {per_step}, the updates of one iteration"
             )
     common = math.gcd(run.eval_every, run.save_every, run.updates) // per_step
-    steps = max(n for n in range(1, common + 1) if common % n == 0 and (n * per_step <= run.chunk or n == 1))
+    most = min(run.chunk, most or run.chunk)
+    steps = max(n for n in range(1, common + 1) if common % n == 0 and (n * per_step <= most or n == 1))
     return steps * per_step
 
 
-def _member(config: Config, task: Task) -> Member:
+def _member(config: Config, task: Task, job: rundir.Job | None) -> Member:
     folder = run_dir(config)
     checkpoints = Checkpoints(folder, config.run.keep)
     rundir.check(folder, config, task.data_sha256, checkpoints)
-    return Member(config, folder, checkpoints, MetricsFile(folder))
+    return Member(config, folder, checkpoints, MetricsFile(folder), job)
 
 
 def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
@@ -114,56 +154,110 @@ def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
     return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
 
 
-def _train_group(
-    task: Task, members: list[Member], on_evaluation: EvaluationHook | None, deadline: float | None
-) -> None:
+class _Chunk:
+    """A compiled chunk of `updates` updates of a population."""
+
+    def __init__(self, task: Task, mesh: Mesh, source: Any, population: Population, updates: int):
+        """Compile."""
+        self.updates, self._per_step, self._source = updates, task.algo.updates_per_step, source
+        chunk = runner.make_chunk(task.algo, updates // self._per_step, task.how, mesh)
+        self._compiled = chunk.lower(population, source, jnp.int32(0)).compile()
+
+    def __call__(self, population: Population, progress: Progress, members: int) -> Population:
+        """Train, and add to the progress of the first `members` members."""
+        step = jnp.int32(progress.update // self._per_step)
+        population, metrics = self._compiled(population, self._source, step)
+        _accumulate(progress, metrics, population, members, self.updates)
+        return population
+
+
+@dataclass
+class _Session:
+    """What a process uses to train a group."""
+
+    task: Task
+    members: list[Member]
+    compiler: Callable[[Population, int], _Chunk]
+    evaluator: Evaluator
+    trackers: list[Trackers]
+    speed: results.Speed
+    pace: Pace
+    interrupt: Interrupt
+    on_evaluation: EvaluationHook | None
+
+
+def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHook | None, interrupt: Interrupt) -> None:
     run = members[0].config.run
     mesh = runner.member_mesh(len(members))
     population = _init(task, members, mesh.size)
     population, progress = _resume(task, members, population)
     for member in members:
-        rundir.begin(member.dir, member.config)
-        member.metrics.rewind(progress.update)
+        rundir.begin(member.dir, member.config, member.job)
+        results.begin_life(member.dir, progress.update)
+        member.metrics.rewind(progress.update - progress.unevaluated(run))
     population = runner.shard(population, mesh)
-    source = runner.replicate(task.source, mesh)
-
-    per_call = chunk_updates(members[0].config, task.algo.updates_per_step)
-    begun = time.monotonic()
-    chunk = runner.make_chunk(task.algo, per_call // task.algo.updates_per_step, task.how, mesh)
-    compiled = chunk.lower(population, source, jnp.int32(0)).compile()
-    speed = results.Speed(time.monotonic() - begun, provenance.describe())
+    compiler = functools.partial(_Chunk, task, mesh, runner.replicate(task.source, mesh))
     evaluator = make_evaluator(task.algo, task.env, run.eval_episodes, task.how)
     trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
-
-    title = f"{members[0].config.algo.name} {task.name}" + (f" x{len(members)}" if len(members) > 1 else "")
+    speed, pace = results.Speed(provenance.describe()), Pace(preempt.notice(os.environ))
+    session = _Session(task, members, compiler, evaluator, trackers, speed, pace, interrupt, on_evaluation)
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
-        interrupt = stack.enter_context(Interrupt(deadline))
-        display = stack.enter_context(Display(title, run.updates, progress.update))
-        stop = False
-        while progress.update < run.updates:
-            with speed.training(per_call):
-                step = jnp.int32(progress.update // task.algo.updates_per_step)
-                population, metrics = compiled(population, source, step)
-                _accumulate(progress, metrics, population, len(members), per_call)
-            display.advance(progress.update)
-            if progress.update % run.eval_every == 0:
-                with speed.evaluating():
-                    scores = _evaluate(task, members, population, progress, evaluator, trackers)
-                display.evaluated(progress.update, list(scores))
-                stop = on_evaluation is not None and on_evaluation(progress.update, population, scores)
-            asked_to_stop = interrupt.requested  # once: asked after the save, it is for the next chunk
-            last = stop or progress.update == run.updates or asked_to_stop
-            if last or progress.update % run.save_every == 0:
-                _save(task, members, population, progress)
-            if stop:
-                return
-            if asked_to_stop and progress.update < run.updates:
-                interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
+        population, stopped = _updates(session, population, progress)
+    if stopped and interrupt.requested:
+        interrupt.leave(f"stopped after {progress.update:,} updates; the same command goes on from there")
+    if stopped:
+        return
     for index, member in enumerate(members):
         params = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
         results.write(member.dir, member.config, task, params, speed, progress.diverged_at[index])
+
+
+def _updates(session: _Session, population: Population, progress: Progress) -> tuple[Population, bool]:
+    """Train until the end, or until asked to stop; the population, saved, and whether it was stopped."""
+    task, members, speed, pace = session.task, session.members, session.speed, session.pace
+    run, per_step = members[0].config.run, task.algo.updates_per_step
+    updates = chunk_updates(members[0].config, per_step, progress.chunk)
+    chunk = _compiled(session, population, updates)
+    title = f"{members[0].config.algo.name} {task.name}" + (f" x{len(members)}" if len(members) > 1 else "")
+    with session.interrupt.postponed(), Display(title, run.updates, progress.update) as display:
+        while not progress.finished(run):
+            if chunk.updates != updates:
+                chunk = _compiled(session, population, updates)
+            if not progress.unevaluated(run):
+                with speed.training(updates), pace.chunk():
+                    population = chunk(population, progress, len(members))
+                display.advance(progress.update)
+            stop = not session.interrupt.signalled and _evaluate_if_due(session, population, progress, display)
+            if (fitting := pace.fitting(updates, per_step)) < updates:
+                print(f"{pace.told(updates)}: {fitting:,} from here on", file=sys.stderr, flush=True)
+                progress.chunk = updates = fitting
+                pace.forget_chunks()
+            last = stop or progress.finished(run)
+            saving = last or updates < chunk.updates or progress.update % run.save_every == 0
+            if saving or session.interrupt.requested:
+                with pace.save():
+                    _save(task, members, population, progress)
+                stop = stop or (session.interrupt.requested and not last)  # it may have come while saving
+            if stop:
+                return population, True
+    return population, False
+
+
+def _compiled(session: _Session, population: Population, updates: int) -> _Chunk:
+    with session.speed.compiling():
+        return session.compiler(population, updates)
+
+
+def _evaluate_if_due(session: _Session, population: Population, progress: Progress, display: Display) -> bool:
+    """Whether the hook wants to stop here."""
+    if not progress.unevaluated(session.members[0].config.run):
+        return False
+    with session.speed.evaluating():
+        scores = _evaluate(session, population, progress)
+    display.evaluated(progress.update, list(scores))
+    return session.on_evaluation is not None and session.on_evaluation(progress.update, population, scores)
 
 
 def _init(task: Task, members: list[Member], devices: int) -> Population:
@@ -194,7 +288,7 @@ def _resume(task: Task, members: list[Member], fresh: Population) -> tuple[Popul
     diverged = [note["diverged_at"] for note in notes]
     alive = jnp.array([at is None for at in diverged + [diverged[-1]] * len(padding)])
     sums = {name: np.array([note["sums"][name] for note in notes]) for name in notes[0]["sums"]}
-    progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged)
+    progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged, notes[0].get("chunk"))
     return fresh._replace(state=state, alive=alive), progress
 
 
@@ -211,16 +305,14 @@ def _accumulate(
             progress.diverged_at[index] = progress.update
 
 
-def _evaluate(
-    task: Task, members: list[Member], population: Population, progress: Progress, evaluator: Evaluator,
-    trackers: list[Trackers],
-) -> np.ndarray:  # fmt: skip
+def _evaluate(session: _Session, population: Population, progress: Progress) -> np.ndarray:
     """Returns of all members, written as a row of each member's files; their scores."""
+    task, members = session.task, session.members
     run = members[0].config.run
     here = jax.device_put(jax.tree.map(lambda x: x, population), jax.local_devices()[0])
     seeds = [m.config.seed for m in members]
     seeds += [seeds[-1]] * (here.alive.size - len(members))
-    returns = evaluator(
+    returns = session.evaluator(
         here, task.normalizer, episode_seeds(seeds, run.eval_episodes, progress.update, run.eval_seed_mode)
     )[: len(members)]
     scores = np.array([task.score(row.mean()) for row in returns])
@@ -232,7 +324,7 @@ def _evaluate(
         }
         row |= {name: total[index] / progress.chunks for name, total in sorted(progress.sums.items())}
         member.metrics.append(row)
-        trackers[index].log(progress.update, row)
+        session.trackers[index].log(progress.update, row)
     progress.sums, progress.chunks = {}, 0
     return scores
 
@@ -255,5 +347,6 @@ def _save(task: Task, members: list[Member], population: Population, progress: P
             "sums": {name: float(total[index]) for name, total in progress.sums.items()},
             "chunks": progress.chunks,
             "diverged_at": progress.diverged_at[index],
+            "chunk": progress.chunk,
         }
         member.checkpoints.save(progress.update, state, note)

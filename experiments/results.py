@@ -1,8 +1,11 @@
 """result.json and curve.png: what a finished run says of itself."""
 
 import contextlib
+import datetime
 import io
 import json
+import os
+import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,18 +20,26 @@ from experiments.log import MetricsFile, write_atomically
 from experiments.task import Task
 
 RESULT = "result.json"
+LIVES = ".lives"  # a line for each process that trained the run
 
 
 @dataclass
 class Speed:
     """Where the time of this process went, for one population."""
 
-    compile_seconds: float
     origin: dict[str, Any]  # versions, device and commit when it started
+    compile_seconds: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     updates: int = 0
     began: float = field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Count the compilation of a chunk."""
+        begun = time.monotonic()
+        yield
+        self.compile_seconds += time.monotonic() - begun
 
     @contextlib.contextmanager
     def training(self, updates: int) -> Iterator[None]:
@@ -54,6 +65,22 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def begin_life(folder: Path, update: int) -> None:
+    """Note on the disk that a process begins to train the run, which has `update` updates now."""
+    job = os.environ.get("SLURM_JOB_ID", "-")
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    with open(folder / LIVES, "a") as file:
+        file.write(f"{now} update={update} host={platform.node()} job={job}\n")
+
+
+def lives(folder: Path) -> int:
+    """How many processes have trained the run."""
+    try:
+        return (folder / LIVES).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def write(
     folder: Path, config: Config, task: Task, state: Any, speed: Speed, diverged_at: int | None
 ) -> dict[str, Any]:
@@ -72,6 +99,7 @@ def write(
         "score_is": "raw return" if task.reference is None else "D4RL normalised score",
         "behaviour_score": behaviour_score(task),
         "diverged_at": diverged_at,
+        "lives": lives(folder),
         "parameters_sha256": provenance.tree_sha256(state),
         "data_sha256": task.data_sha256,
         "updates_per_second": speed.updates / speed.train_seconds if speed.updates else None,

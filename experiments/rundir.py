@@ -4,9 +4,12 @@ import contextlib
 import fcntl
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 
 from envs.core import UsageError
 from experiments.checkpoint import Checkpoints
@@ -14,6 +17,43 @@ from experiments.config import Config, as_dict, fingerprint, fingerprint_of
 from experiments.log import write_atomically
 
 CONFIG = Path(".hydra") / "config.yaml"
+
+# What Hydra's node says of the launcher and not of the run: a member's record is the same however it was launched.
+_LAUNCHING = {
+    "": ("launcher", "sweeper", "sweep", "run", "mode", "help", "hydra_help"),
+    "job": ("id", "num", "override_dirname"),
+    "runtime": ("output_dir",),
+    "runtime.choices": ("hydra/launcher", "hydra/sweeper"),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """How Hydra was asked for a member."""
+
+    overrides: list[str]
+    hydra: dict[str, Any]  # Hydra's own configuration, resolved, without what differs by launcher
+
+
+def job_of(config: Any, seed: int) -> Job:
+    """The record of one member of a Hydra job, whose composed configuration `config` still has its `hydra` node."""
+    node: Any = OmegaConf.to_container(config.hydra, resolve=True)
+    for path, names in _LAUNCHING.items():
+        part = node
+        for key in path.split(".") if path else ():
+            part = part[key]
+        for name in names:
+            part.pop(name, None)
+    named = [text.lstrip("+~").split("=", 1)[0] for text in node["overrides"]["task"]]
+    overrides = [f"seed={seed}" if key == "seed" else text for key, text in zip(named, node["overrides"]["task"])]
+    node["overrides"] = {"hydra": without_launching(node["overrides"]["hydra"]), "task": overrides}
+    return Job(overrides, {"hydra": node})
+
+
+def without_launching(overrides: list[str]) -> list[str]:
+    """Hydra's own overrides, without those of launcher, sweeper and mode."""
+    launching = ("hydra/launcher", "hydra.launcher.", "hydra/sweeper", "hydra.sweep", "hydra.mode")
+    return [text for text in overrides if not text.lstrip("+~").startswith(launching)]
 
 
 def check(folder: Path, config: Config, data_sha256: list[str], checkpoints: Checkpoints) -> None:
@@ -39,11 +79,16 @@ def check(folder: Path, config: Config, data_sha256: list[str], checkpoints: Che
         raise UsageError(f"{folder} was trained on a data file with another checksum; restore that file, or {mend}")
 
 
-def begin(folder: Path, config: Config) -> None:
-    """Record the configuration, the way Hydra lays out a job."""
-    if not (folder / CONFIG).exists():
-        (folder / CONFIG).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / CONFIG, yaml.safe_dump(as_dict(config), sort_keys=False).encode())
+def begin(folder: Path, config: Config, job: Job | None = None) -> None:
+    """Record the configuration and, where Hydra asked for the run, its overrides, the way Hydra lays out a job."""
+    files: dict[str, Any] = {"config.yaml": as_dict(config)}
+    if job is not None:
+        files |= {"overrides.yaml": job.overrides, "hydra.yaml": job.hydra}
+    for name, content in files.items():
+        path = (folder / CONFIG).with_name(name)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, yaml.safe_dump(content, sort_keys=False).encode())
 
 
 def set_aside(folder: Path) -> None:

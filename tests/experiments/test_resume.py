@@ -97,3 +97,4 @@ def test_kill_9_changes_nothing(seed: str, uninterrupted: dict, pointmix_file: P
     assert len(folders) == (3 if seed.startswith("[") else 1)
     for folder in folders:
         assert outcome(folder) == uninterrupted[folder.name]
+        assert 2 <= json.loads((folder / "result.json").read_text())["lives"] <= kills + 1
