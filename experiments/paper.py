@@ -69,6 +69,11 @@ class Cell:
     task: Entry
     method: Entry
     members: list[Config]
+    overrides: list[str]  # that all members share
+
+    def overrides_of(self, member: Config) -> tuple[str, ...]:
+        """A member as on the command line of `experiments.train`."""
+        return (*self.overrides, f"seed={member.seed}")
 
 
 def select(paper: Paper, preset: str, only: list[str] | None) -> list[Table]:
@@ -104,8 +109,9 @@ def cells(table: Table, preset: str, root: Path) -> list[Cell]:
             if method.tasks is None or task.name in method.tasks:
                 fitting = [text for text in task.overrides if text.split("=")[0] not in method.ignore]
                 overrides = [*table.overrides, *table.presets[preset], *fitting, *method.overrides]
-                overrides += [f"seed={list(range(table.seeds))}", f"run.root={root}"]
-                found.append(Cell(table, task, method, schema.members(schema.to_config(compose("config", overrides)))))
+                overrides.append(f"run.root={root}")
+                config = schema.to_config(compose("config", [*overrides, f"seed={list(range(table.seeds))}"]))
+                found.append(Cell(table, task, method, schema.members(config), overrides))
     return found
 
 

@@ -10,6 +10,7 @@ command goes on where it stopped, and once everything is finished it only writes
     dry_run=true        print the plan, do nothing
 """
 
+import dataclasses
 import sys
 import time
 from dataclasses import dataclass, field
@@ -36,7 +37,9 @@ from experiments.loop import train
 from experiments.paper import Cell, Paper, cells, plan, populations, select
 from experiments.report import report
 from experiments.reporting.plan import PLAN, Plan, dump, load
-from experiments.submission import SlurmConfig
+from hydra_plugins.adaptax_launcher.config import LauncherConf
+from slurm.pack import Overrides
+from slurm.submit import check
 
 GPU_MINUTES = 10.0
 
@@ -52,9 +55,8 @@ class ReproduceConfig:
     root: str = "runs/reproduce"  # everything goes to ROOT/PAPER-PRESET
     out: str | None = None  # folder of the report; null: ROOT/PAPER-PRESET/report
     minutes: float | None = None  # stop, to be called again, after so long; null: 10 for preset=gpu, else no limit
-    submit: str = "none"  # none: train here | slurm: send what is left to the cluster | local: as slurm, without one
-    slurm: SlurmConfig = field(default_factory=SlurmConfig)
-    population: int | None = None  # train this population of the plan alone, without report: what submit sends
+    submit: str = "none"  # none: train here | slurm: send what is left to the cluster | slurm_local: to try that out
+    slurm: LauncherConf = field(default_factory=lambda: LauncherConf(gpus_per_node=1, cpus_per_task=8))
 
 
 @dataclass
@@ -63,6 +65,7 @@ class Work:
 
     cell: Cell  # the first of its cells
     members: list[Config]
+    overrides: list[Overrides]  # of each member
 
     @property
     def left(self) -> list[Config]:
@@ -83,7 +86,9 @@ def arrange(matrix: list[Cell]) -> list[Work]:
         held = [cell for cell in matrix if cell.table.name == name and cell.table.unavailable is None]
         owner = {run_dir(member): cell for cell in reversed(held) for member in cell.members}
         groups = populations([member for cell in held for member in cell.members])
-        found += [Work(owner[run_dir(group[0])], group) for group in groups]
+        for group in groups:
+            overrides = [owner[run_dir(member)].overrides_of(member) for member in group]
+            found.append(Work(owner[run_dir(group[0])], group, overrides))
     return found
 
 
@@ -205,11 +210,11 @@ def reproduce(config: ReproduceConfig, command: str) -> int:
     chosen = {table.name for table in select(paper, config.preset, asked)}
     matrix = [cell for table in select(paper, config.preset, None) for cell in cells(table, config.preset, root)]
     work = arrange(matrix)
-    if config.population is not None:
-        if not 0 <= config.population < len(work):
-            raise UsageError(f"population={config.population}: the plan has 0 to {len(work) - 1}")
-        train(work[config.population].left or work[config.population].members)
-        return 0
+    options = dataclasses.replace(config.slurm, cluster=config.submit)
+    if config.submit not in ("none", "slurm", "slurm_local"):
+        raise UsageError(f"submit={config.submit}: there are none, slurm, slurm_local")
+    if config.submit != "none":
+        check(options)
 
     show_plan(paper, config.preset, matrix, work)
     if config.dry_run:
@@ -219,9 +224,8 @@ def reproduce(config: ReproduceConfig, command: str) -> int:
     _write(root / PLAN, new)
     todo = [one for one in work if one.cell.table.name in chosen]
     if config.submit != "none":
-        indices = [work.index(one) for one in todo if one.left]
-        submission.submit(config.submit, config.slurm, root, indices)
-        return 0
+        left = [index for index, one in enumerate(work) if one in todo and one.left]
+        return submission.send(options, root, command, [one.overrides for one in work], left)
     return _train_and_report(config, command, root, matrix, todo)
 
 

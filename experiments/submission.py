@@ -1,57 +1,46 @@
-"""Send the populations of a plan to SLURM, one job of an array each, without waiting for them."""
+"""Send the populations of a paper's plan to a cluster, as the jobs of a sweep."""
 
-import subprocess
-import sys
-from dataclasses import dataclass
+import os
 from pathlib import Path
+from typing import Any
 
-import submitit
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from envs.core import UsageError
-
-
-@dataclass
-class SlurmConfig:
-    """What each job asks for."""
-
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    timeout_min: int = 720
-    gpus_per_node: int = 1
-    cpus_per_task: int = 8
-    mem_gb: int | None = None
-    array_parallelism: int = 64  # jobs of the array that run at once
+from experiments import provenance
+from hydra_plugins.adaptax_launcher.config import LauncherConf
+from slurm import pack, submit, sweep
+from slurm.pack import Overrides
 
 
-def submit(cluster: str, asked: SlurmConfig, root: Path, indices: list[int]) -> list[submitit.Job]:
-    """Submit one job for each index into the plan's populations; logs go to ROOT/jobs.
+def send(options: LauncherConf, root: Path, command: str, groups: list[list[Overrides]], left: list[int]) -> int:
+    """Submit the groups `left` (indices) that are not queued or running yet; the exit status.
+
+    The sweep's directory is ROOT/sweeps/HASH: `python -m slurm.status` shows how it goes.
 
     Raises:
-        UsageError: another `cluster` than slurm and local, or no SLURM on this machine.
+        UsageError: the cluster refuses the jobs or does not answer.
     """
-    if cluster not in ("slurm", "local"):
-        raise UsageError(f"submit={cluster}: there are none, slurm, local")
-    try:
-        executor = submitit.AutoExecutor(root / "jobs", cluster=cluster)
-    except RuntimeError as error:
-        raise UsageError(f"submit={cluster}: {' '.join(str(error).split())}; submit=none trains here") from error
-    executor.update_parameters(
-        name=root.name, timeout_min=asked.timeout_min, gpus_per_node=asked.gpus_per_node,
-        cpus_per_task=asked.cpus_per_task, mem_gb=asked.mem_gb, slurm_array_parallelism=asked.array_parallelism,
-        slurm_partition=asked.partition, slurm_account=asked.account, slurm_qos=asked.qos,
-    )  # fmt: skip
-    words = [word for word in sys.argv[1:] if not word.startswith(("submit=", "population=", "only="))]
-    commands = [[sys.executable, "-m", "experiments.reproduce", *words, f"population={index}"] for index in indices]
-    jobs = executor.map_array(_call, commands) if commands else []
-    for job in jobs:
-        print(f"submitted: {job.job_id}")
-    if jobs and cluster == "slurm":
-        print(
-            f"state: squeue -j {jobs[0].job_id.split('_')[0]}; when they are done, the same command writes the report"
-        )
-    return jobs
+    members = [member for group in groups for member in group]
+    mark = pack.fingerprint(members)
+    folder = (root / "sweeps" / mark).absolute()
+    plan = sweep.read_plan(folder) if (folder / sweep.PLAN).exists() else _plan(options, command, groups, mark)
+    running = submit.running(folder, plan, left)
+    plan["launcher"] = options.cluster
+    sweep.write(folder / sweep.PLAN, plan)
+    return submit.submit(folder, plan, [index for index in left if index not in running], options)
 
 
-def _call(command: list[str]) -> None:
-    subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
+def _plan(options: LauncherConf, command: str, groups: list[list[Overrides]], mark: str) -> dict[str, Any]:
+    sources = OmegaConf.to_container(HydraConfig.get().runtime.config_sources)
+    return {
+        "command": command,
+        "launcher": options.cluster,
+        "cwd": os.getcwd(),
+        "compose": {"config_name": "config", "job_name": "train", "sources": sources, "overrides": []},
+        "members": sum(map(len, groups)),
+        "members_hash": mark,
+        "groups": [{"index": index, "members": group} for index, group in enumerate(groups)],
+        "jobs": {},
+        "created_by": provenance.versions(),
+    }

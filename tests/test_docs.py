@@ -48,6 +48,16 @@ NOT_RUN = {
     "pip install -c requirements.lock -e '.[cuda]'": "needs the network; `make setup` installs the same way",
     "python -m experiments.reproduce paper=a2pr preset=cpu": "takes half an hour; the plan of it is run",
     "python -m experiments.reproduce paper=a2pr preset=full submit=slurm slurm.partition=gpu": "needs SLURM",
+    "python -m experiments.train -m hydra/launcher=slurm hydra.launcher.partition=gpu algo=a2pr "
+    "data=hopper-medium-v2,walker2d-medium-v2 'seed=range(0,10)' algo.hyper.alpha=2.5,40": "tests/slurm runs one",
+    "python -m experiments.train -m hydra/launcher=slurm hydra.launcher.partition=low hydra.launcher.gpus_per_node=0 "
+    "hydra.launcher.cpus_per_task=1 algo=bc seed=0,1": "tests/slurm runs such a sweep",
+    "python -m slurm.status runs/sweeps/NAME --watch": "needs a sweep; tests/slurm makes some",
+    "python -m slurm.status SWEEP_DIR": "needs a sweep; tests/slurm makes some",
+    "sbatch --partition=gpu slurm/job.sbatch algo=a2pr data=hopper-medium-v2 seed=[0,1,2]": "tests/slurm submits it",
+    "slurm/lab.sh up": "tests/slurm runs it",
+    'eval "$(slurm/lab.sh env)"': "tests/slurm runs it",
+    "slurm/lab.sh down": "tests/slurm runs it",
     "python -m tests.parity a2pr tests/golden/a2pr": "tests/test_parity.py runs it",
     "make setup": "continuous integration runs it, as part of make test",
     "make setup EXTRAS=dev,cuda": "needs the network and a GPU",
@@ -313,7 +323,7 @@ def test_python_on_the_data_page(place: Path) -> None:
 
 
 def copy_of_the_code(folder: Path) -> Path:
-    for name in ("algos", "envs", "experiments", "configs", "tests/algos"):
+    for name in ("algos", "envs", "experiments", "configs", "slurm", "hydra_plugins", "tests/algos"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "tests/__init__.py", "tests/conftest.py"):
         shutil.copy(ROOT / name, folder / name)

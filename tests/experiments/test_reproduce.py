@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from envs.core import UsageError
@@ -18,6 +19,9 @@ from experiments.interrupt import EX_TEMPFAIL
 from experiments.paper import Entry, Paper, Table
 from experiments.reporting.plan import Claim
 from experiments.reproduce import ReproduceConfig, arrange, reproduce
+from hydra_plugins.adaptax_launcher.config import LauncherConf
+from slurm.sweep import members_of
+from slurm.worker import prepare
 
 PAPERS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs" / "paper").glob("*.yaml"))
 QUICK = [
@@ -177,8 +181,7 @@ def test_data_that_cannot_be_had_are_reported_and_the_rest_is_trained(
         ({"preset": "tpu"}, "preset=tpu: there are cpu, gpu, full"),
         ({"preset": "full"}, "preset=full has no table"),
         ({"only": "tabel"}, "only=tabel: paper=toy preset=cpu has the tables toy"),
-        ({"population": 2}, "population=2: the plan has 0 to 1"),
-        ({"submit": "cloud"}, "submit=cloud: there are none, slurm, local"),
+        ({"submit": "cloud"}, "submit=cloud: there are none, slurm, slurm_local"),
         ({"minutes": 0.0}, "minutes=0.0 must be more than 0"),
     ],
 )
@@ -188,13 +191,11 @@ def test_mistakes_are_named(hydra, tmp_path: Path, changes: dict, said: str) -> 
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "plan.json"]
 
 
-def test_slurm_is_asked_for_where_there_is_none(hydra, tmp_path: Path) -> None:
-    import shutil
-
-    if shutil.which("srun"):
-        pytest.skip("this machine has SLURM")
-    with pytest.raises(UsageError, match="submit=slurm.*submit=none trains here"):
+def test_slurm_is_asked_for_where_there_is_none(hydra, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="no sbatch on this machine"):
         reproduce(configured(tmp_path, submit="slurm"), "command")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line(command, tmp_path: Path) -> None:
@@ -207,8 +208,24 @@ def test_the_command_line(command, tmp_path: Path) -> None:
     assert "did you mean dry_run" in misspelt.stderr
 
 
-@pytest.mark.slow
-def test_populations_are_sent_as_jobs(command, tmp_path: Path) -> None:
-    """The same path as on SLURM, with jobs as processes of this machine."""
-    args = ("paper=a2pr", "preset=cpu", "only=embedded", "submit=local", f"root={tmp_path}")
-    assert command("experiments.reproduce", *args).stdout.count("submitted: ") == 3
+def test_populations_are_sent_as_jobs(hydra, tmp_path: Path, monkeypatch, capsys) -> None:
+    """What a cluster is sent: each population as the overrides of its members, which the jobs compose to the same."""
+    sent: dict = {}
+
+    def submit(folder: Path, plan: dict, indices: list[int], options: LauncherConf) -> int:
+        sent.update(folder=folder, plan=plan, indices=indices, options=options)
+        return 0
+
+    state = OmegaConf.create(
+        {"runtime": {"config_sources": [{"provider": "main", "schema": "pkg", "path": "configs"}]}}
+    )
+    monkeypatch.setattr("slurm.submit.submit", submit)
+    monkeypatch.setattr("experiments.submission.HydraConfig.get", lambda: state)
+    slurm = LauncherConf(partition="gpu")
+    assert reproduce(configured(tmp_path, submit="slurm_local", slurm=slurm), "command") == 0
+    assert (sent["indices"], sent["options"].cluster, sent["options"].partition) == ([0, 1], "slurm_local", "gpu")
+    GlobalHydra.instance().clear()
+    members = [prepare(sent["plan"], members_of(sent["plan"], index)) for index in (0, 1)]
+    assert [len(group) for group in members] == [4, 2]
+    assert [member.error for group in members for member in group] == [None] * 6
+    assert {member.dir for group in members for member in group} == set(folders(tmp_path, plan_of(tmp_path)))
