@@ -1,7 +1,6 @@
 """The one training loop: compiled chunk of updates, evaluation, log, checkpoint, and again."""
 
 import contextlib
-import dataclasses
 import functools
 import math
 import os
@@ -20,46 +19,16 @@ from algos import runner
 from algos.runner import Population
 from envs.core import UsageError
 from experiments import provenance, results, rundir
-from experiments.checkpoint import Checkpoints
-from experiments.config import Config, RunConfig, as_dict, run_dir
+from experiments.config import Config, as_dict, run_dir
 from experiments.interrupt import Interrupt, Pace
-from experiments.log import Display, MetricsFile, Trackers
+from experiments.log import Display, Trackers
+from experiments.members import Member, Progress, accumulate, fresh_population, groups, open_member, resume, save
 from experiments.rollout import Evaluator, episode_seeds, make_evaluator
 from experiments.task import Task, make_task
 from slurm import preempt
 
 # (update, population, scores (members,)) -> whether to stop here, unfinished
 EvaluationHook = Callable[[int, Population, np.ndarray], bool]
-
-
-@dataclass
-class Member:
-    """One run: its configuration and files."""
-
-    config: Config
-    dir: Path
-    checkpoints: Checkpoints
-    metrics: MetricsFile
-    job: rundir.Job | None = None
-
-
-@dataclass
-class Progress:
-    """How far a group is, and the sums of its metrics since the last evaluation."""
-
-    update: int
-    sums: dict[str, np.ndarray]  # (members,) each
-    chunks: int
-    diverged_at: list[int | None]
-    chunk: int | None = None  # updates of a chunk, once a shorter one was needed than the configuration says
-
-    def unevaluated(self, run: RunConfig) -> bool:
-        """Whether an evaluation is due; a checkpoint may have been saved before it, as little time was left."""
-        return self.chunks > 0 and self.update % run.eval_every == 0
-
-    def finished(self, run: RunConfig) -> bool:
-        """Whether nothing is left to do."""
-        return self.update == run.updates and not self.unevaluated(run)
 
 
 def train(
@@ -84,7 +53,9 @@ def train(
     with Interrupt(deadline) as interrupt, contextlib.ExitStack() as held:
         task = make_task(configs[0])
         chunk_updates(configs[0], task.algo.updates_per_step)
-        members = _accepted(configs, lambda config: _member(config, task, (jobs or {}).get(run_dir(config))), refused)
+        members = _accepted(
+            configs, lambda config: open_member(config, task, (jobs or {}).get(run_dir(config))), refused
+        )
         folders = [member.dir for member in members]
         if configs[0].run.fresh:
             with rundir.locked(folders):
@@ -93,7 +64,7 @@ def train(
                 rundir.set_aside(folder)
         _accepted([m.config for m in members], lambda c: held.enter_context(rundir.locked([run_dir(c)])), refused)
         left = [m for m in members if m.dir not in (refused or {}) and results.read(m.dir) is None]
-        for group in _groups(left, configs[0].run.save_every):
+        for group in groups(left, configs[0].run.save_every):
             if interrupt.signalled:  # at the end of the group before
                 interrupt.leave("stopped between groups; the same command goes on")
             _train_group(task, group, on_evaluation, interrupt)
@@ -131,29 +102,6 @@ def chunk_updates(config: Config, per_step: int, most: int | None = None) -> int
     return steps * per_step
 
 
-def _member(config: Config, task: Task, job: rundir.Job | None) -> Member:
-    folder = run_dir(config)
-    checkpoints = Checkpoints(folder, config.run.keep)
-    rundir.check(folder, config, task.data_sha256, checkpoints)
-    return Member(config, folder, checkpoints, MetricsFile(folder), job)
-
-
-def _groups(members: list[Member], save_every: int) -> list[list[Member]]:
-    """Members that can go on together: their newest checkpoints lie at most one save apart.
-
-    A kill while a population was being saved leaves some members one save ahead; they go back to the common one.
-    """
-    newest = {id(m): (m.checkpoints.steps() or [0])[0] for m in members}
-    groups: list[list[Member]] = []
-    for member in sorted(members, key=lambda m: -newest[id(m)]):
-        if groups and newest[id(groups[-1][0])] - newest[id(member)] <= save_every:
-            groups[-1].append(member)
-        else:
-            groups.append([member])
-    order = {id(m): i for i, m in enumerate(members)}
-    return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
-
-
 class _Chunk:
     """A compiled chunk of `updates` updates of a population."""
 
@@ -167,7 +115,7 @@ class _Chunk:
         """Train, and add to the progress of the first `members` members."""
         step = jnp.int32(progress.update // self._per_step)
         population, metrics = self._compiled(population, self._source, step)
-        _accumulate(progress, metrics, population, members, self.updates)
+        accumulate(progress, metrics, population, members, self.updates)
         return population
 
 
@@ -189,8 +137,8 @@ class _Session:
 def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHook | None, interrupt: Interrupt) -> None:
     run = members[0].config.run
     mesh = runner.member_mesh(len(members))
-    population = _init(task, members, mesh.size)
-    population, progress = _resume(task, members, population)
+    population = fresh_population(task, members, mesh.size)
+    population, progress = resume(task, members, population)
     for member in members:
         rundir.begin(member.dir, member.config, member.job)
         results.begin_life(member.dir, progress.update)
@@ -238,7 +186,7 @@ def _updates(session: _Session, population: Population, progress: Progress) -> t
             saving = last or updates < chunk.updates or progress.update % run.save_every == 0
             if saving or session.interrupt.requested:
                 with pace.save():
-                    _save(task, members, population, progress)
+                    save(task, members, population, progress)
                 stop = stop or (session.interrupt.requested and not last)  # it may have come while saving
             if stop:
                 return population, True
@@ -258,51 +206,6 @@ def _evaluate_if_due(session: _Session, population: Population, progress: Progre
         scores = _evaluate(session, population, progress)
     display.evaluated(progress.update, list(scores))
     return session.on_evaluation is not None and session.on_evaluation(progress.update, population, scores)
-
-
-def _init(task: Task, members: list[Member], devices: int) -> Population:
-    """Fresh members, padded with copies of the last to a multiple of the devices."""
-    padded = members + [members[-1]] * (-len(members) % devices)
-    seeds = jnp.array([m.config.seed for m in padded], jnp.uint32)
-    hypers = [m.config.algo.hyper for m in padded]
-    hyper = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
-    return runner.init_population(task.algo, seeds, hyper, task.how)
-
-
-def _resume(task: Task, members: list[Member], fresh: Population) -> tuple[Population, Progress]:
-    """The newest state that all members have, or the fresh one."""
-    like = jax.tree.map(lambda x: x[0], fresh.state)
-    newest = None
-    while True:
-        restored = [m.checkpoints.restore(like, newest) for m in members]
-        steps = {found[0] if found else 0 for found in restored}
-        if len(steps) == 1:
-            break
-        newest = min(steps)
-    if restored[0] is None:
-        return fresh, Progress(0, {}, 0, [None] * len(members))
-    notes = [found[2] for found in restored if found]
-    padding = [restored[-1]] * (fresh.alive.size - len(members))
-    states = [found[1] for found in restored + padding if found]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    diverged = [note["diverged_at"] for note in notes]
-    alive = jnp.array([at is None for at in diverged + [diverged[-1]] * len(padding)])
-    sums = {name: np.array([note["sums"][name] for note in notes]) for name in notes[0]["sums"]}
-    progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged, notes[0].get("chunk"))
-    return fresh._replace(state=state, alive=alive), progress
-
-
-def _accumulate(
-    progress: Progress, metrics: runner.Metrics, population: Population, members: int, updates: int
-) -> None:
-    """Add a chunk's metrics to the sums, and note who diverged."""
-    values = {name: np.asarray(value, np.float64)[:members] for name, value in jax.device_get(metrics).items()}
-    progress.update += updates
-    progress.chunks += 1
-    progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
-    for index, alive in enumerate(np.asarray(population.alive)[:members]):
-        if not alive and progress.diverged_at[index] is None:
-            progress.diverged_at[index] = progress.update
 
 
 def _evaluate(session: _Session, population: Population, progress: Progress) -> np.ndarray:
@@ -327,26 +230,3 @@ def _evaluate(session: _Session, population: Population, progress: Progress) -> 
         session.trackers[index].log(progress.update, row)
     progress.sums, progress.chunks = {}, 0
     return scores
-
-
-def _save(task: Task, members: list[Member], population: Population, progress: Progress) -> None:
-    """A checkpoint of each member, as if it had run alone."""
-    for index, member in enumerate(members):
-        state = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
-        mean, std = (np.asarray(x, np.float64).tolist() for x in task.normalizer)
-        note = {
-            "config": as_dict(dataclasses.replace(member.config)),
-            "data_sha256": task.data_sha256,
-            "obs_mean": mean,
-            "obs_std": std,
-            "obs_dim": task.spec.obs_dim,
-            "action_dim": task.spec.action_dim,
-            "max_action": task.spec.max_action,
-            "env": task.env_name,
-            "reference": task.reference,
-            "sums": {name: float(total[index]) for name, total in progress.sums.items()},
-            "chunks": progress.chunks,
-            "diverged_at": progress.diverged_at[index],
-            "chunk": progress.chunk,
-        }
-        member.checkpoints.save(progress.update, state, note)

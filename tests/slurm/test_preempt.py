@@ -19,6 +19,7 @@ from experiments import loop, results
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, DataConfig, EnvConfig, RunConfig, algo_schema, members, run_dir
 from experiments.interrupt import EX_TEMPFAIL, Interrupt, Pace
+from experiments.log import MetricsFile
 from experiments.loop import train
 from slurm import preempt
 from slurm.preempt import Action
@@ -292,7 +293,7 @@ def test_before_an_evaluation_which_is_done_afterwards(
     config = configured(tmp_path)
     when_advanced(monkeypatch, update, USR2)
     assert interrupted(config) == {update}
-    rows = [loop.MetricsFile(run_dir(member)).rows() for member in members(config)]
+    rows = [MetricsFile(run_dir(member)).rows() for member in members(config)]
     assert {row["update"] for member in rows for row in member} == set(range(40, update, 40))
     evaluate, calls = loop._evaluate, []
 

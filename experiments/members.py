@@ -1,0 +1,137 @@
+"""Members of a population as runs of their own: their files, how far they are, saving and restoring them."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from algos import runner
+from algos.runner import Population
+from experiments import rundir
+from experiments.checkpoint import Checkpoints
+from experiments.config import Config, RunConfig, as_dict, run_dir
+from experiments.log import MetricsFile
+from experiments.task import Task
+
+
+@dataclass
+class Member:
+    """One run: its configuration and files."""
+
+    config: Config
+    dir: Path
+    checkpoints: Checkpoints
+    metrics: MetricsFile
+    job: rundir.Job | None = None
+
+
+@dataclass
+class Progress:
+    """How far a group is, and the sums of its metrics since the last evaluation."""
+
+    update: int
+    sums: dict[str, np.ndarray]  # (members,) each
+    chunks: int
+    diverged_at: list[int | None]
+    chunk: int | None = None  # updates of a chunk, once a shorter one was needed than the configuration says
+
+    def unevaluated(self, run: RunConfig) -> bool:
+        """Whether an evaluation is due; a checkpoint may have been saved before it, as little time was left."""
+        return self.chunks > 0 and self.update % run.eval_every == 0
+
+    def finished(self, run: RunConfig) -> bool:
+        """Whether nothing is left to do."""
+        return self.update == run.updates and not self.unevaluated(run)
+
+
+def open_member(config: Config, task: Task, job: rundir.Job | None) -> Member:
+    """Look at its run directory, and refuse one that is not its own; see `rundir.check`."""
+    folder = run_dir(config)
+    checkpoints = Checkpoints(folder, config.run.keep)
+    rundir.check(folder, config, task.data_sha256, checkpoints)
+    return Member(config, folder, checkpoints, MetricsFile(folder), job)
+
+
+def groups(members: list[Member], save_every: int) -> list[list[Member]]:
+    """Members that can go on together: their newest checkpoints lie at most one save apart.
+
+    A kill while a population was being saved leaves some members one save ahead; they go back to the common one.
+    """
+    newest = {id(m): (m.checkpoints.steps() or [0])[0] for m in members}
+    groups: list[list[Member]] = []
+    for member in sorted(members, key=lambda m: -newest[id(m)]):
+        if groups and newest[id(groups[-1][0])] - newest[id(member)] <= save_every:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    order = {id(m): i for i, m in enumerate(members)}
+    return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
+
+
+def fresh_population(task: Task, members: list[Member], devices: int) -> Population:
+    """Fresh members, padded with copies of the last to a multiple of the devices."""
+    padded = members + [members[-1]] * (-len(members) % devices)
+    seeds = jnp.array([m.config.seed for m in padded], jnp.uint32)
+    hypers = [m.config.algo.hyper for m in padded]
+    hyper = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
+    return runner.init_population(task.algo, seeds, hyper, task.how)
+
+
+def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Population, Progress]:
+    """The newest state that all members have, or the fresh one."""
+    like = jax.tree.map(lambda x: x[0], fresh.state)
+    newest = None
+    while True:
+        restored = [m.checkpoints.restore(like, newest) for m in members]
+        steps = {found[0] if found else 0 for found in restored}
+        if len(steps) == 1:
+            break
+        newest = min(steps)
+    if restored[0] is None:
+        return fresh, Progress(0, {}, 0, [None] * len(members))
+    notes = [found[2] for found in restored if found]
+    padding = [restored[-1]] * (fresh.alive.size - len(members))
+    states = [found[1] for found in restored + padding if found]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    diverged = [note["diverged_at"] for note in notes]
+    alive = jnp.array([at is None for at in diverged + [diverged[-1]] * len(padding)])
+    sums = {name: np.array([note["sums"][name] for note in notes]) for name in notes[0]["sums"]}
+    progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged, notes[0].get("chunk"))
+    return fresh._replace(state=state, alive=alive), progress
+
+
+def accumulate(progress: Progress, metrics: runner.Metrics, population: Population, members: int, updates: int) -> None:
+    """Add a chunk's metrics to the sums, and note who diverged."""
+    values = {name: np.asarray(value, np.float64)[:members] for name, value in jax.device_get(metrics).items()}
+    progress.update += updates
+    progress.chunks += 1
+    progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in values.items()}
+    for index, alive in enumerate(np.asarray(population.alive)[:members]):
+        if not alive and progress.diverged_at[index] is None:
+            progress.diverged_at[index] = progress.update
+
+
+def save(task: Task, members: list[Member], population: Population, progress: Progress) -> None:
+    """A checkpoint of each member, as if it had run alone."""
+    for index, member in enumerate(members):
+        state = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
+        mean, std = (np.asarray(x, np.float64).tolist() for x in task.normalizer)
+        note = {
+            "config": as_dict(dataclasses.replace(member.config)),
+            "data_sha256": task.data_sha256,
+            "obs_mean": mean,
+            "obs_std": std,
+            "obs_dim": task.spec.obs_dim,
+            "action_dim": task.spec.action_dim,
+            "max_action": task.spec.max_action,
+            "env": task.env_name,
+            "reference": task.reference,
+            "sums": {name: float(total[index]) for name, total in progress.sums.items()},
+            "chunks": progress.chunks,
+            "diverged_at": progress.diverged_at[index],
+            "chunk": progress.chunk,
+        }
+        member.checkpoints.save(progress.update, state, note)
