@@ -77,10 +77,11 @@ def _accepted(configs: list[Config], action: Callable[[Config], Any], refused: d
     for config in configs:
         try:
             made.append(action(config))
-        except UsageError as error:
+        except Exception as error:  # a damaged directory can raise anything
             if refused is None:
                 raise
-            refused[run_dir(config)] = str(error)
+            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            refused[run_dir(config)] = f"{kind}{error}"
     return made
 
 

@@ -104,7 +104,7 @@ def read_config(folder: Path) -> dict | None:
     """The configuration recorded in a run directory; None if there is none."""
     try:
         return yaml.safe_load((folder / CONFIG).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -113,12 +113,16 @@ def locked(folders: list[Path]) -> Iterator[None]:
     """Hold the run directories while training, against a second process.
 
     Raises:
-        UsageError: another process is training there.
+        UsageError: another process is training there, or one cannot be written.
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(open(folder / ".lock", "w"))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(folder / ".lock", "w"))
+            except OSError as error:
+                reason = f"{folder} cannot be written: {error.strerror}"
+                raise UsageError(f"{reason}; choose another run.root or run.dir") from None
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

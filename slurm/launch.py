@@ -70,6 +70,7 @@ def launch(master: DictConfig, loader: ConfigLoader, options: LauncherConf, list
     if len(left) < len(plan["groups"]) or running:
         print(f"{len(plan['groups']) - len(left)} groups have finished, {len(running)} are queued or running")
     plan["launcher"] = options.cluster
+    plan.pop("refused", None)
     sweep.write(folder / sweep.PLAN, plan)
     typed = Path(master.hydra.sweep.dir) / "multirun.yaml"
     if typed.exists():

@@ -25,6 +25,7 @@ LIMIT = 50  # rows shown without --all
 SECONDS = 10.0  # between two looks of --watch
 SUBMITTING = 60.0  # seconds after its plan was written that a sweep may take to be submitted
 BLOCK = 8192  # bytes read from the ends of growing files
+LAST_LINES = 6  # of a job, among which an error is looked for
 STATES = ("failed", "lost", "diverged", "running", "pending", "done")
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
 
@@ -67,6 +68,8 @@ def read_sweep(folder: Path) -> tuple[list[Row], str]:
         told = _json(sweep.group_file(folder, group["index"])) or {}
         job = jobs.get(str(group["index"]))
         state, note = group_state(folder, launcher, job, told, queue)
+        if job is None and plan.get("refused"):
+            state, note = "lost", plan["refused"]
         fresh = launcher != "slurm" or told.get("job") == job  # else its errors are of an earlier submission
         rows += _members(named[len(rows) : len(rows) + len(group["members"])], told, fresh, state, note)
     return rows, warning
@@ -102,30 +105,32 @@ def group_state(
     if launcher != "slurm":
         gone = said == "running" and told.get("host") == socket.gethostname() and not _alive(told["pid"], folder)
         if gone:
-            return "lost", _why(folder, told, "its process is gone; give the command again")
-        return said, _why(folder, told, "") if said == "failed" else ""
+            return "lost", why(folder, told, "its process is gone; give the command again")
+        return said, why(folder, told, "") if said == "failed" else ""
     if job is None:
         young = time.time() - (folder / sweep.PLAN).stat().st_mtime < SUBMITTING
         return ("pending", "being submitted") if young else ("lost", "was never submitted; give the command again")
     current = said if told.get("job") == job else "pending"  # else of an earlier submission
     if queue is None:
-        return current, _why(folder, told, "") if current == "failed" else ""
+        return current, why(folder, told, "") if current == "failed" else ""
     if job in queue:
         state, reason = queue[job]
         reason = "" if reason == "None" else reason
         return ("pending", f"{state.lower()}: {reason}") if state in WAITING else ("running", "")
     if current in ("done", "failed"):
-        return current, _why(folder, told, "") if current == "failed" else ""
-    return "lost", _why(folder, {"index": told.get("index"), "job": job}, f"job {job} is gone")
+        return current, why(folder, told, "") if current == "failed" else ""
+    return "lost", why(folder, {"index": told.get("index"), "job": job}, f"job {job} is gone")
 
 
-def _why(folder: Path, told: dict[str, Any], default: str) -> str:
-    """The last line that the job of a group printed."""
+def why(folder: Path, told: dict[str, Any], default: str) -> str:
+    """What the job of a group printed last: an error of ours, else one of srun, which goes on to say less."""
     for name in (f"{told.get('job')}_0_log.err", f"{told.get('job')}_0_log.out", f"{told.get('index')}.log"):
-        lines = _ends(folder / "logs" / name)[1].decode(errors="replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        if last:
-            return "".join(c for c in last.strip() if c.isprintable())[:300]
+        text = _ends(folder / "logs" / name)[1].decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()][-LAST_LINES:]
+        errors = [line for line in lines if re.match(r"(error: |[\w.]*(Error|Exception)\b)", line)]
+        errors = errors or [line for line in lines if re.match(r"(srun|slurmstepd): error: ", line)]
+        if lines:
+            return "".join(c for c in (errors or lines)[-1] if c.isprintable())[:300]
     return default
 
 

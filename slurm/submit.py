@@ -22,6 +22,7 @@ from envs.core import UsageError
 from experiments.interrupt import EX_TEMPFAIL
 from hydra_plugins.adaptax_launcher.config import LauncherConf
 from slurm import preempt, sweep
+from slurm.status import why
 from slurm.worker import Job
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +110,9 @@ def _alive(pid: int, folder: Path) -> bool:
 
 
 def _submit_array(folder: Path, plan: dict[str, Any], indices: list[int], options: LauncherConf) -> None:
-    executor = submitit.SlurmExecutor(folder / "logs", max_num_timeout=options.max_num_timeout)
+    # While Python starts it cannot answer signals, which would end it, and SLURM does not requeue what has ended.
+    python = f'sh -c \'trap "" USR2 TERM; exec "$0" "$@"\' {shlex.quote(sys.executable)}'
+    executor = submitit.SlurmExecutor(folder / "logs", options.max_num_timeout, python=python)
     asked = {
         "job_name": folder.name, "partition": options.partition, "account": options.account, "qos": options.qos,
         "constraint": options.constraint, "time": options.timeout_min, "gpus_per_node": options.gpus_per_node or None,
@@ -126,7 +129,9 @@ def _submit_array(folder: Path, plan: dict[str, Any], indices: list[int], option
         except (FailedJobError, FailedSubmissionError, OSError) as error:
             for leftover in (folder / "logs").glob(f"{'[0-9a-f]' * 32}.pkl"):
                 leftover.unlink()
-            raise UsageError(f"SLURM refuses the jobs: {_refusal(error)}") from None
+            plan["refused"] = f"SLURM refuses the jobs: {_refusal(error)}"
+            sweep.write(folder / sweep.PLAN, plan)
+            raise UsageError(plan["refused"]) from None
         plan["jobs"] |= {str(index): job.job_id for index, job in zip(batch, jobs)}
         sweep.write(folder / sweep.PLAN, plan)
         array = jobs[0].job_id.partition("_")[0]
@@ -163,7 +168,9 @@ def _wait(folder: Path, plan: dict[str, Any], indices: list[int]) -> bool:
             continue  # the controller restarts: jobs go on meanwhile
         gone = {index for index in left if plan["jobs"][str(index)] not in queued}
         for index in gone & absent:  # seen twice: a job that is requeued may be missing for a moment
-            reason = f"job {plan['jobs'][str(index)]} ended without a result; see {folder / 'logs'}"
+            job = plan["jobs"][str(index)]
+            last = why(folder, {"index": index, "job": job}, "it printed nothing")
+            reason = f"job {job} ended without a result: {last}; see {folder / 'logs'}"
             _settle(folder, plan, index, left.pop(index), reason)
         absent = gone
     return False

@@ -64,7 +64,7 @@ def read_group(sweep: Path, index: int) -> dict[str, Any] | None:
     """What the job of a group last wrote; None if no job has started."""
     try:
         return json.loads(group_file(sweep, index).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
