@@ -139,6 +139,7 @@ def test_jobs_that_slurm_refuses(lab: Lab, tmp_path: Path, option: str, reason: 
     lab.check("scancel", tried.array())
 
 
+@pytest.mark.slow
 def test_sweep_directories_that_cannot_be_written(lab: Lab, tmp_path: Path) -> None:
     tried = Sweep(lab, tmp_path, *SHORT, "seed=0,1")
     tried.folder.mkdir(parents=True)
@@ -200,7 +201,7 @@ def test_a_controller_that_is_lost_during_submission(tmp_path: Path, tmp_path_fa
         assert list(tried.lives().values()) == [[0]] * 8
 
 
-@pytest.mark.slow  # about twenty minutes on two cores
+@pytest.mark.slow  # about twelve minutes on two cores
 @pytest.mark.skipif("SLURM_SCALE" not in os.environ, reason="it takes all cores for long: set SLURM_SCALE=1")
 def test_256_groups_of_which_some_are_killed(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """On 32 nodes, with kill -9 for every twentieth job while it runs; the same command finishes those."""
