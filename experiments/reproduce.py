@@ -112,30 +112,31 @@ def missing_data(matrix: list[Cell]) -> dict[str, str]:
     }
 
 
-def seconds_left(work: Work, everything: list[Work]) -> float | None:
-    """Estimated time to finish a population: from finished ones of the same table here, else from its configuration."""
-    updates = sum(member.run.updates for member in work.left)
+def seconds_per_update(held: list[Work]) -> float | None:
+    """Of a member of one table's populations: from those finished here, else from the table's configuration."""
     spent, done = 0.0, 0
-    for other in everything:
-        if other.cell.table is work.cell.table:
-            told = [result for member in other.members if (result := results.read(run_dir(member))) is not None]
-            if told and (rate := told[0]["updates_per_second"]):
-                spent += told[0]["updates"] / rate + told[0]["eval_seconds"] + told[0]["compile_seconds"]
-                done += sum(result["updates"] for result in told)
+    for one in held:
+        told = [result for member in one.members if (result := results.read(run_dir(member))) is not None]
+        if told and (rate := told[0]["updates_per_second"]):
+            spent += told[0]["updates"] / rate + told[0]["eval_seconds"] + told[0]["compile_seconds"]
+            done += sum(result["updates"] for result in told)
     if done:
-        return updates * spent / done
-    rate = work.cell.table.updates_per_second.get(jax.default_backend())
-    return updates / rate if rate else None
+        return spent / done
+    rate = held[0].cell.table.updates_per_second.get(jax.default_backend()) if held else None
+    return 1 / rate if rate else None
 
 
 def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -> None:
     """Print what there is to do: a row a table, then what is missing."""
     grid = Grid("table", "populations", "runs", "finished", "updates each", "time left", title=paper.title)
     total: list[float | None] = []
-    for name, table in {cell.table.name: cell.table for cell in matrix}.items():
+    tables = {cell.table.name: cell.table for cell in matrix}
+    for name, table in tables.items():
         held = [one for one in work if one.cell.table.name == name]
-        runs, left = (sum(len(x) for x in lists) for lists in ([o.members for o in held], [o.left for o in held]))
-        times = [seconds_left(one, work) for one in held if one.left]
+        unfinished = [members for one in held if (members := one.left)]
+        runs, left = sum(len(one.members) for one in held), sum(len(members) for members in unfinished)
+        each_takes = seconds_per_update(held)
+        times = [each_takes and each_takes * sum(member.run.updates for member in members) for members in unfinished]
         total += times
         updates = sorted({member.run.updates for one in held for member in one.members})
         each = " to ".join(f"{number:,}" for number in dict.fromkeys(updates[:1] + updates[-1:]))
@@ -149,7 +150,7 @@ def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -
             f"missing data: {', '.join(files)}: fetched when needed; without a network put them into "
             f"{download.default_cache()} (ADAPTAX_DATA names another folder)"
         )
-    for table in {cell.table.name: cell.table for cell in matrix}.values():
+    for table in tables.values():
         if table.unavailable:
             print(f"not run: {table.name}: {table.unavailable}")
 

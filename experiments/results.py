@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class Speed:
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     updates: int = 0
-    began: float = field(default_factory=time.monotonic)
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:

@@ -1,8 +1,6 @@
 """Send the populations of a paper's plan to a cluster, as the jobs of a sweep."""
 
-import os
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
@@ -21,26 +19,15 @@ def send(options: LauncherConf, root: Path, command: str, groups: list[list[Over
     Raises:
         UsageError: the cluster refuses the jobs or does not answer.
     """
-    members = [member for group in groups for member in group]
-    mark = pack.fingerprint(members)
+    mark = pack.fingerprint(member for group in groups for member in group)
     folder = (root / "sweeps" / mark).absolute()
-    plan = sweep.read_plan(folder) if (folder / sweep.PLAN).exists() else _plan(options, command, groups, mark)
+    if (folder / sweep.PLAN).exists():
+        plan = sweep.read_plan(folder)
+    else:
+        sources = OmegaConf.to_container(HydraConfig.get().runtime.config_sources)
+        compose = {"config_name": "config", "job_name": "train", "sources": sources, "overrides": []}
+        plan = sweep.new_plan(command, options.cluster, compose, groups, provenance.versions())
     running = submit.running(folder, plan, left)
     plan["launcher"] = options.cluster
     sweep.write(folder / sweep.PLAN, plan)
     return submit.submit(folder, plan, [index for index in left if index not in running], options)
-
-
-def _plan(options: LauncherConf, command: str, groups: list[list[Overrides]], mark: str) -> dict[str, Any]:
-    sources = OmegaConf.to_container(HydraConfig.get().runtime.config_sources)
-    return {
-        "command": command,
-        "launcher": options.cluster,
-        "cwd": os.getcwd(),
-        "compose": {"config_name": "config", "job_name": "train", "sources": sources, "overrides": []},
-        "members": sum(map(len, groups)),
-        "members_hash": mark,
-        "groups": [{"index": index, "members": group} for index, group in enumerate(groups)],
-        "jobs": {},
-        "created_by": provenance.versions(),
-    }

@@ -1,7 +1,6 @@
 """From the override lists of a sweep to its jobs: check, plan, print, submit."""
 
 import copy
-import os
 import re
 import shlex
 import sys
@@ -170,22 +169,14 @@ def make_plan(master: DictConfig, options: LauncherConf, planned: list[Planned])
         return folder, plan
     groups = [group for one in planned for group in one.groups]
     runtime = master.hydra.runtime
-    return folder, {
-        "command": shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]]),
-        "launcher": options.cluster,
-        "cwd": os.getcwd(),
-        "compose": {
-            "config_name": master.hydra.job.config_name,
-            "job_name": master.hydra.job.name,
-            "sources": OmegaConf.to_container(runtime.config_sources),
-            "overrides": rundir.without_launching(list(master.hydra.overrides.hydra)),
-        },
-        "members": len(members),
-        "members_hash": mark,
-        "groups": [{"index": index, "members": group} for index, group in enumerate(groups)],
-        "jobs": {},
-        "created_by": provenance.versions(),
+    compose = {
+        "config_name": master.hydra.job.config_name,
+        "job_name": master.hydra.job.name,
+        "sources": OmegaConf.to_container(runtime.config_sources),
+        "overrides": rundir.without_launching(list(master.hydra.overrides.hydra)),
     }
+    command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+    return folder, sweep.new_plan(command, options.cluster, compose, groups, provenance.versions())
 
 
 def unfinished(folder: Path, plan: dict[str, Any], planned: list[Planned]) -> list[int]:

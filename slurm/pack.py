@@ -75,8 +75,13 @@ def split(members: list[Overrides], at_most: int) -> list[list[Overrides]]:
 
 def labels(found: list[Program]) -> list[str]:
     """For each program the overrides that tell it from the others."""
-    common = set(found[0].shared).intersection(*(program.shared for program in found))
-    return [" ".join(text for text in program.shared if text not in common) for program in found]
+    return apart([program.shared for program in found])
+
+
+def apart(lists: Sequence[Overrides]) -> list[str]:
+    """Each override list without what all of them have, as one text."""
+    common = set(lists[0]).intersection(*lists[1:])
+    return [" ".join(text for text in overrides if text not in common) for overrides in lists]
 
 
 def packed_texts(program: Program) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from slurm import sweep
+from slurm import pack, sweep
 
 LIVES = ".lives"
 LIMIT = 50  # rows shown without --all
@@ -103,7 +103,11 @@ def group_state(
     """
     said = told.get("state", "pending")
     if launcher != "slurm":
-        gone = said == "running" and told.get("host") == socket.gethostname() and not _alive(told["pid"], folder)
+        gone = (
+            said == "running"
+            and told.get("host") == socket.gethostname()
+            and not sweep.alive(told["pid"], folder.absolute().name)
+        )
         if gone:
             return "lost", why(folder, told, "its process is gone; give the command again")
         return said, why(folder, told, "") if said == "failed" else ""
@@ -216,24 +220,9 @@ def _json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else {}
 
 
-def _alive(pid: int, folder: Path) -> bool:
-    """Whether a process is still a job of this sweep; its number may have been given to another one."""
-    command = Path(f"/proc/{pid}/cmdline")
-    try:
-        if Path("/proc/self/cmdline").exists():
-            return os.fsencode(folder.absolute().name) in command.read_bytes()
-        os.kill(pid, 0)
-    except PermissionError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
 def names(members: list[tuple[str, ...]]) -> list[str]:
     """What sets each member apart: its overrides without those that all have."""
-    common = set(members[0]).intersection(*members[1:]) if len(members) > 1 else set()
-    return [" ".join(word for word in member if word not in common) for member in members]
+    return pack.apart(members) if len(members) > 1 else [" ".join(member) for member in members]
 
 
 def table(rows: list[Row], every: bool) -> list[str]:

@@ -55,7 +55,9 @@ def running(folder: Path, plan: dict[str, Any], indices: list[int]) -> list[int]
     for index in indices:
         told = sweep.read_group(folder, index)
         here = told is not None and told["state"] == "running" and told["host"] == socket.gethostname()
-        if plan["jobs"].get(str(index)) in queued or (told is not None and here and _alive(told["pid"], folder)):
+        if plan["jobs"].get(str(index)) in queued or (
+            told is not None and here and sweep.alive(told["pid"], str(folder))
+        ):
             found.append(index)
     return found
 
@@ -99,14 +101,6 @@ def _queued() -> set[str]:
     if done.returncode:
         raise UsageError(f"SLURM does not answer: {' '.join(done.stderr.split())}; try again")
     return set(done.stdout.split())
-
-
-def _alive(pid: int, folder: Path) -> bool:
-    """Whether the process is still a job of this sweep; its number may have been given to another one."""
-    try:
-        return os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def _submit_array(folder: Path, plan: dict[str, Any], indices: list[int], options: LauncherConf) -> None:

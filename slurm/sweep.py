@@ -6,10 +6,11 @@ logs/           output of the jobs
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from slurm.pack import Overrides
+from slurm.pack import Overrides, fingerprint
 
 PLAN = "plan.json"
 RESULT = "result.json"  # of a member: it has finished
@@ -66,6 +67,41 @@ def read_group(sweep: Path, index: int) -> dict[str, Any] | None:
         return json.loads(group_file(sweep, index).read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def alive(pid: int, mark: str) -> bool:
+    """Whether a process is still a job of the sweep that `mark` names; its number may have been given to another."""
+    command = Path(f"/proc/{pid}/cmdline")
+    try:
+        if Path("/proc/self/cmdline").exists():
+            return os.fsencode(mark) in command.read_bytes()
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def new_plan(
+    command: str, cluster: str, compose: dict[str, Any], groups: list[list[Overrides]], versions: dict[str, str]
+) -> dict[str, Any]:
+    """The plan of a sweep launched from this directory, of which nothing is submitted yet.
+
+    `compose`: what the jobs need to compose their members: config_name, job_name, sources, overrides.
+    """
+    members = [member for group in groups for member in group]
+    return {
+        "command": command,
+        "launcher": cluster,
+        "cwd": os.getcwd(),
+        "compose": compose,
+        "members": len(members),
+        "members_hash": fingerprint(members),
+        "groups": [{"index": index, "members": group} for index, group in enumerate(groups)],
+        "jobs": {},
+        "created_by": versions,
+    }
 
 
 def mark_failed(sweep: Path, plan: dict[str, Any], index: int, reason: str) -> None:
