@@ -185,7 +185,7 @@ def test_a_controller_that_is_lost_during_submission(tmp_path: Path, tmp_path_fa
         )
         (tmp_path / "bin" / "sbatch").chmod(0o755)
         tried.env["PATH"] = f"{tmp_path}/bin:{path}"
-        assert "Unable to contact slurm controller" in refused(tried)
+        assert "SLURM refuses the jobs: " in refused(tried)  # for one of several reasons: it may still be heard from
         assert tried.status().returncode == 1
         lost = {name for name, (state, _) in rows(tried).items() if state == "lost"}
         assert lost == {f"algo.static.batch_size=128 seed={seed}" for seed in (0, 1)}
