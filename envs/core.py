@@ -34,6 +34,7 @@ class Transition(NamedTuple):
     next_obs: jax.Array  # (..., obs_dim)
     terminated: jax.Array  # (...), 0 or 1
     truncated: jax.Array  # (...), 0 or 1
+    cost: jax.Array | None = None  # (...), of data with costs (safe RL); None where there are none
 
 
 class Dataset(NamedTuple):
@@ -60,6 +61,7 @@ class TimeStep(NamedTuple):
     reward: jax.Array  # () float32
     terminated: jax.Array  # () bool
     truncated: jax.Array  # () bool; the time limit was reached
+    measures: dict[str, jax.Array] = {}  # () float32 each: what evaluations sum over an episode too, e.g. cost
 
 
 @dataclass(frozen=True)

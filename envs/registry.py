@@ -4,14 +4,20 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from envs import mujoco, pointmix
+from envs import mujoco, penalty, pointmix
 from envs.adapters import GymnasiumPool, from_gymnax
 from envs.core import Env, UsageError
-from envs.mujoco.locomotion import ROBOTS
+from envs.mujoco import dynamics
+from envs.mujoco.locomotion import TASKS
+from envs.toys import eight_modes, pointspeed, two_regions
 
 GYMNAX = "gymnax:"  # gymnax:Pendulum-v1
 GYMNASIUM = "gymnasium:"  # gymnasium:Ant-v5
-NAMES = (*ROBOTS, "pointmix")
+TOYS: dict[str, Callable[[], Env]] = {
+    "eight-modes": eight_modes.make,
+    "two-regions": two_regions.make,
+} | {f"pointspeed-{speed:g}": functools.partial(pointspeed.make, speed) for speed in pointspeed.SPEEDS}
+NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS)
 
 
 def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPool]:
@@ -19,14 +25,25 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
 
     `gymnasium:` environments live on the host and are for evaluation only: for them the answer is a function
     from a number of episodes to a `GymnasiumPool`. `backend` (auto, mujoco, mjx) is for MuJoCo robots alone.
+    Behind a robot's name there can be a shift of its dynamics (halfcheetah-friction0.25, see `mujoco.dynamics`), and
+    behind an environment with costs what of them is taken off the reward (safe-hopper-penalty2, see `penalty`).
     Raises UsageError for a name that is not known, with the nearest one that is, and for a misplaced backend.
     """
-    if name in ROBOTS:
+    if (found := penalty.split(name)) is not None:
+        env, weight = make(found[0], backend), found[1]
+        if not isinstance(env, Env):
+            raise UsageError(
+                f"environment {name!r}: {found[0]} lives on the host and shows no costs; leave -penalty out"
+            )
+        return penalty.penalised(env, weight)
+    if name in TASKS or dynamics.split(name)[0] != name:
         return mujoco.make(name, backend)
     if backend != "auto":
         raise UsageError(f"backend={backend!r} does not apply to {name!r}; leave it at 'auto'")
     if name == "pointmix":
         return pointmix.make()
+    if name in TOYS:
+        return TOYS[name]()
     if name.startswith(GYMNAX):
         return from_gymnax(name.removeprefix(GYMNAX))
     if name.startswith(GYMNASIUM):

@@ -12,10 +12,10 @@ from algos.core import Algorithm, Env
 from algos.runner import Population
 from envs.core import UsageError
 from envs.mujoco import find_robot, qpos_qvel
-from envs.mujoco.locomotion import ROBOTS, load_model
+from envs.mujoco.locomotion import TASKS, load_model
 from envs.mujoco.render import render
 from experiments.log import replacing
-from experiments.rollout import Normalizer
+from experiments.rollout import Normalizer, acting_key
 
 FRAMES_PER_SECOND = 30  # at most; simulators step up to 125 times a second
 
@@ -44,7 +44,7 @@ def record(algo: Algorithm, env: Env, population: Population, normalizer: Normal
     Raises:
         UsageError: the environment is no MuJoCo robot, or the machine has no OpenGL.
     """
-    if env.name not in ROBOTS:
+    if env.name not in TASKS:
         raise UsageError(f"video draws MuJoCo robots only, not {env.name}: leave video out")
     positions = trajectory(algo, env, population, normalizer, seed)
     robot = find_robot(env.name)
@@ -54,7 +54,10 @@ def record(algo: Algorithm, env: Env, population: Population, normalizer: Normal
 
 
 def trajectory(algo: Algorithm, env: Env, population: Population, normalizer: Normalizer, seed: int) -> np.ndarray:
-    """Positions (T, nq) of the episode that an evaluation makes of `seed`, from its start to its end."""
+    """Positions (T, nq) of the episode of `seed`, from its start to its end.
+
+    It is the one that an evaluation makes; with a stochastic policy, another of the same start.
+    """
     mean, std = normalizer
     state, hyper = jax.tree.map(lambda x: x[0], (population.state, population.hyper))
 
@@ -62,7 +65,7 @@ def trajectory(algo: Algorithm, env: Env, population: Population, normalizer: No
     def run(key: jax.Array):
         def body(carry: tuple, t: jax.Array) -> tuple[tuple, tuple]:
             env_state, obs = carry
-            action = algo.act(jax.random.key(0), state, (obs - mean) / std, hyper)
+            action = algo.act(acting_key(seed, t), state, (obs - mean) / std, hyper)
             after, step = env.step(jax.random.fold_in(key, t), env_state, action, env.params)
             return (after, step.obs), (env_state, step.terminated | step.truncated)
 

@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 
 from envs.core import UsageError
-from envs.mujoco import find_robot
+from envs.mujoco import dynamics, find_robot
 from envs.mujoco.locomotion import load_model
 
 NO_GRAPHICS = (
@@ -28,7 +28,7 @@ def render(
 
     Raises UsageError for positions of the wrong shape, an unknown camera, or a machine without OpenGL.
     """
-    model = load_model(find_robot(name))
+    model = load_model(find_robot(name), dynamics.split(name)[1])
     qpos = np.asarray(qpos, np.float64)
     if qpos.ndim != 2 or qpos.shape[1] != model.nq:
         raise UsageError(f"{name} is drawn from positions of shape (T, {model.nq}), not {qpos.shape}")

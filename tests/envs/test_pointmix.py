@@ -20,7 +20,7 @@ def test_step_by_hand():
 
 def test_data_are_episodes_of_the_environment():
     env, data = pointmix.make(), pointmix.make_dataset(seed=0, rho=0.5, episodes=40)
-    assert all(x.dtype == jnp.float32 for x in data)
+    assert all(x.dtype == jnp.float32 for x in data if x is not None)
     state = pointmix.State(data.obs, jnp.zeros(1200, jnp.int32))
     _, step = jax.vmap(env.step, (None, 0, 0, None))(jax.random.key(0), state, data.action, ())
     np.testing.assert_allclose(step.obs, data.next_obs, atol=1e-6)
