@@ -18,7 +18,7 @@ __all__ = ["Raw", "as_transition", "qlearning", "read_hdf5", "sequence"]
 
 
 def as_transition(*fields: Any) -> Transition:
-    """A Transition of float32 numpy arrays: obs, action, reward, next_obs, terminated, truncated."""
+    """A Transition of float32 numpy arrays: obs, action, reward, next_obs, terminated, truncated and perhaps cost."""
     arrays: list[Any] = [np.ascontiguousarray(field, np.float32) for field in fields]
     return Transition(*arrays)
 

@@ -36,10 +36,19 @@ def bounds(raw: Raw, max_episode_steps: int | None = None, split_at_terminals: b
     return Episodes(start, last + 1 - start, np.append(np.ones(len(last) - 1, bool), complete))
 
 
+def sums(values: np.ndarray, episodes: Episodes) -> np.ndarray:
+    """(E,) float64: the sum of (N,) values over each episode, unfinished ones included."""
+    return np.add.reduceat(values.astype(np.float64), episodes.start)
+
+
+def numbers(episodes: Episodes) -> np.ndarray:
+    """(N,) int64: the episode that each row belongs to."""
+    return np.repeat(np.arange(len(episodes.length)), episodes.length)
+
+
 def returns(rewards: np.ndarray, episodes: Episodes) -> np.ndarray:
     """Undiscounted return (float64) of each complete episode, in order."""
-    sums = np.add.reduceat(rewards.astype(np.float64), episodes.start)
-    return sums[episodes.complete]
+    return sums(rewards, episodes)[episodes.complete]
 
 
 def episode_returns(raw: Raw, max_episode_steps: int | None = None, split_at_terminals: bool = True) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The flat HDF5 layout of D4RL, one array per key and episodes end to end: reading with checks, writing."""
+"""The flat HDF5 layout of D4RL and DSRL, one array per key and episodes end to end: reading with checks, writing."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from envs.datasets.files import one_line, open_hdf5
 from envs.datasets.metadata import put_metadata
 
 NEEDED = ("observations", "actions", "rewards", "terminals")
-OPTIONAL = ("timeouts", "next_observations")
+OPTIONAL = ("timeouts", "next_observations", "costs")
 MATRICES = ("observations", "actions", "next_observations")
 FLAGS = ("terminals", "timeouts")
 
@@ -28,6 +28,7 @@ class Raw(NamedTuple):
     terminals: np.ndarray  # (N,) bool
     timeouts: np.ndarray | None = None  # (N,) bool: the last row of an episode that the time limit ended
     next_observations: np.ndarray | None = None  # (N, obs_dim) float32
+    costs: np.ndarray | None = None  # (N,) float32, of data for safe RL
 
 
 def read_hdf5(path: str | Path) -> Raw:
@@ -95,18 +96,25 @@ def _flags(key: str, array: np.ndarray, source: str | Path) -> np.ndarray:
 
 
 def write_d4rl(
-    path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any], *, overwrite: bool = False
+    path: str | Path,
+    arrays: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+    flags: type = bool,
 ) -> Path:
     """Write arrays of N rows in D4RL's layout, compressed, with `metadata` (JSON-able values) as attributes.
 
-    Keys are Raw's fields; further keys (such as `infos/qpos`) are kept as they are. The file appears whole
-    or not at all, and the same input gives the same bytes. Raises UsageError: bad arrays, an existing file
-    without `overwrite`, a folder that cannot be written.
+    Keys are Raw's fields; further keys (such as `infos/qpos`) are kept as they are. `flags` is the type of terminals
+    and timeouts: bool as in D4RL, float32 as in DSRL. The file appears whole or not at all, and the same input gives
+    the same bytes. Raises UsageError: bad arrays, an existing file without `overwrite`, a folder that cannot be
+    written.
     """
     path = Path(path)
     raw = check_arrays(arrays, path)
     columns = {key: np.asarray(value) for key, value in arrays.items() if value is not None}
     columns |= {key: value for key, value in raw._asdict().items() if value is not None}
+    columns |= {key: columns[key].astype(flags) for key in FLAGS if key in columns}
     for key, column in columns.items():
         if len(column) != len(raw.rewards):
             raise UsageError(f"{path}: key '{key}' has {len(column)} rows, 'observations' has {len(raw.rewards)}")

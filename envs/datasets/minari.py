@@ -30,7 +30,8 @@ class MinariData(NamedTuple):
     """What a Minari data set holds."""
 
     transitions: Transition  # float32 numpy arrays; unfinished episodes included
-    returns: np.ndarray  # (E,) float64, of the episodes that terminated or were truncated
+    returns: np.ndarray  # float64, of the episodes that terminated or were truncated
+    episodes: Episodes
     metadata: dict[str, Any]  # metadata.json
     file: Path
 
@@ -92,17 +93,18 @@ def read_minari(folder: str | Path) -> MinariData:
     with open_hdf5(path) as file:
         names = [name for name in file if re.fullmatch(r"episode_\d+", name)]
         names.sort(key=lambda name: int(name.removeprefix("episode_")))
-        episodes = [_read_episode(file[name], f"{path}: {name}") for name in names]
-    if not episodes:
+        parts = [_read_episode(file[name], f"{path}: {name}") for name in names]
+    if not parts:
         raise UsageError(f"{path}: holds no episode")
-    raw = check_arrays({key: _join([part[key] for part in episodes], path) for key in episodes[0]}, path)
+    raw = check_arrays({key: _join([part[key] for part in parts], path) for key in parts[0]}, path)
     assert raw.timeouts is not None
-    length = np.asarray([len(part["rewards"]) for part in episodes])
+    length = np.asarray([len(part["rewards"]) for part in parts])
     start = np.cumsum(length) - length
-    complete = (raw.terminals | raw.timeouts)[start + length - 1]
+    episodes = Episodes(start, length, (raw.terminals | raw.timeouts)[start + length - 1])
     return MinariData(
         as_transition(raw.observations, raw.actions, raw.rewards, raw.next_observations, raw.terminals, raw.timeouts),
-        returns(raw.rewards, Episodes(start, length, complete)),
+        returns(raw.rewards, episodes),
+        episodes,
         metadata,
         path,
     )

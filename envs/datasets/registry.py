@@ -1,4 +1,4 @@
-"""Every data set that has a name: D4RL's 147, the mixtures built from them, PointMix, and the embedded one."""
+"""Every data set that has a name: D4RL's 147, mixtures built from them, DSRL's 38, generated ones, the embedded one."""
 
 import csv
 import re
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from envs import pointmix
-from envs.datasets import scores
+from envs.datasets import dsrl, scores
+from envs.datasets.generated import RATIOS, TABLE, Generated
 
 FILES = Path(__file__).with_name("d4rl_files.csv")  # time limit and address of each, as D4RL registers them
 EMBEDDED = Path(__file__).with_name("embedded.hdf5")
@@ -16,7 +16,7 @@ SERVERS = (
     "http://rail.eecs.berkeley.edu/datasets/offline_rl",
 )
 ROBOTS = ("ant", "halfcheetah", "hopper", "walker2d")
-MIXED_RATIOS = ("0.01", "0.05", "0.1", "0.25", "0.5")
+MIXED_RATIOS = RATIOS
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,15 @@ class DatasetInfo:
     file: str | None = None  # name in the cache
     urls: tuple[str, ...] = ()
     reference: scores.Reference | None = None
+    top_score: float = scores.TOP_SCORE  # of the upper reference return
     normalize: bool = True  # defaults: load() takes others
     reward_scale: float = 1.0
     reward_shift: float = 0.0
     goal: bool = False  # AntMaze: trajectories go on after a success, the score is the share of successes
     parts: tuple[str, str] | None = None  # of a mixture: the good and the random data set
-    ratio: float = 0.0  # of a mixture: share of good rows; of PointMix: probability of an expert episode
-    generated: bool = False  # PointMix: made when asked for, no file
+    ratio: float = 0.0  # of a mixture: share of good rows
+    costs: bool = False  # DSRL: a file without costs is refused
+    generated: Generated | None = None  # made when asked for, no file
 
 
 @cache
@@ -45,8 +47,9 @@ def registry() -> dict[str, DatasetInfo]:
         known = {row["dataset"]: _d4rl(row) for row in csv.DictReader(file)}
     levels = [(robot, level) for robot in ROBOTS for level in ("medium", "expert")]
     mixtures = [_mixture(robot, level, ratio) for robot, level in levels for ratio in MIXED_RATIOS]
-    mixtures += [_pointmix(ratio) for ratio in MIXED_RATIOS]
-    return known | {info.name: info for info in mixtures} | {"embedded": DatasetInfo("embedded")}
+    safe = [_dsrl(task) for task in dsrl.tasks().values()]
+    made = [_generated(name, recipe) for name, recipe in TABLE.items()]
+    return known | {info.name: info for info in [*mixtures, *safe, *made, DatasetInfo("embedded")]}
 
 
 def lookup(name: str) -> DatasetInfo:
@@ -87,10 +90,23 @@ def _mixture(robot: str, level: str, ratio: str) -> DatasetInfo:
     )
 
 
-def _pointmix(ratio: str) -> DatasetInfo:
-    name = f"pointmix-random-expert-{ratio}"
-    horizon = pointmix.HORIZON
-    return DatasetInfo(name, "pointmix", horizon, normalize=False, ratio=float(ratio), generated=True)
+def _dsrl(task: dsrl.Task) -> DatasetInfo:
+    return DatasetInfo(
+        name=task.dataset,
+        env=task.env,
+        max_episode_steps=task.max_episode_steps,
+        file=task.file,
+        urls=tuple(f"{server}/{task.file}" for server in dsrl.SERVERS),
+        reference=task.reference,
+        top_score=dsrl.TOP_SCORE,
+        normalize=False,
+        reward_scale=task.reward_scale,
+        costs=True,
+    )
+
+
+def _generated(name: str, recipe: Generated) -> DatasetInfo:
+    return DatasetInfo(name, recipe.env, recipe.steps, normalize=False, generated=recipe)
 
 
 def files(entry: DatasetInfo) -> list[DatasetInfo]:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from envs.core import UsageError
 
 TABLE = Path(__file__).with_name("d4rl_reference_scores.csv")
-Reference = tuple[float, float]  # (ref_min, ref_max): returns of score 0 and of score 100
+TOP_SCORE = 100.0
+Reference = tuple[float, float]  # (ref_min, ref_max): returns of score 0 and of the top score
 
 
 @cache
@@ -40,10 +41,21 @@ def reference(name: str) -> Reference:
     return table()[name]
 
 
-def score(returns: npt.ArrayLike, ref: Reference) -> np.ndarray:
-    """100 * (returns - ref_min) / (ref_max - ref_min), float64, elementwise on undiscounted returns."""
+def score(returns: npt.ArrayLike, ref: Reference, top: float = TOP_SCORE) -> np.ndarray:
+    """top * (returns - ref_min) / (ref_max - ref_min), float64, elementwise on undiscounted returns."""
     low, high = ref
-    return 100.0 * (np.asarray(returns, np.float64) - low) / (high - low)
+    return top * (np.asarray(returns, np.float64) - low) / (high - low)
+
+
+def normalized_cost(costs: npt.ArrayLike, limit: float) -> np.ndarray:
+    """Undiscounted costs of episodes in units of the limit, float64: (cost + e) / (limit + e), as in DSRL.
+
+    e is 1 for a limit of 0 and 0 otherwise. An episode is safe below 1. Raises UsageError for a negative limit.
+    """
+    if not limit >= 0.0:
+        raise UsageError(f"cost limit {limit} must not be negative")
+    offset = 1.0 if limit == 0.0 else 0.0
+    return (np.asarray(costs, np.float64) + offset) / (limit + offset)
 
 
 def normalized_score(name: str, returns: npt.ArrayLike) -> np.ndarray:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.core import Spec, UsageError
-from envs.datasets import check_spec, load, loader, normalized_score
+from envs.datasets import check_spec, load, normalized_score, sources
 from envs.datasets.d4rl import qlearning, read_hdf5
 from envs.datasets.files import sha256_of
 from envs.datasets.hdf5 import write_d4rl
@@ -19,7 +19,7 @@ def path(tmp_path, arrays):
 
 
 def test_arrays_and_info(path, arrays):
-    dataset, info = load("hopper-medium-v2", path=path)
+    dataset, info, _ = load("hopper-medium-v2", path=path)
     want, _ = qlearning(read_hdf5(path), 1000)
     assert all(isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(dataset))
     obs = want.obs
@@ -76,7 +76,7 @@ def antmaze(folder, record):
 
 def test_antmaze_defaults_and_success_rate(tmp_path, make_arrays):
     path = antmaze(tmp_path, make_arrays)
-    dataset, info = load("antmaze-umaze-v2", path=path)
+    dataset, info, _ = load("antmaze-umaze-v2", path=path)
     assert set(np.unique(dataset.transitions.reward)) == {-1.0, 0.0}
     assert (info.normalize, info.env, info.max_episode_steps) == (False, None, 700)
     assert info.behaviour_returns.tolist() == [1.0, 0.0, 0.0]
@@ -124,7 +124,7 @@ def test_file_of_ones_own_names_its_environment(tmp_path, arrays):
 def test_embedded_data_set(tmp_path, arrays, monkeypatch):
     metadata = {"env": "hopper", "dataset": "hopper-medium-v2", "max_episode_steps": 10}
     path = write_d4rl(tmp_path / "embedded.hdf5", arrays, metadata)
-    monkeypatch.setattr(loader, "EMBEDDED", path)
+    monkeypatch.setattr(sources, "EMBEDDED", path)
     info = load("embedded").info
     assert (info.name, info.env, info.max_episode_steps) == ("embedded", "hopper", 10)
     assert info.reference == (-20.272305, 3234.3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from envs.core import UsageError
-from envs.datasets import scores
+from envs.datasets import generated, scores
 from envs.datasets.registry import EMBEDDED, MIXED_RATIOS, ROBOTS, lookup, registry
 
 
@@ -87,9 +87,10 @@ def test_only_gym_mujoco_names_have_an_environment():
 
 
 def test_antmaze_defaults():
-    for name, info in registry().items():
+    for name in [*scores.table(), *(f"hopper-random-expert-{ratio}-v2" for ratio in MIXED_RATIOS)]:
+        info = registry()[name]
         shift = -1.0 if name.startswith("antmaze") else 0.0
-        normalize = not name.startswith(("antmaze", "pointmix"))
+        normalize = not name.startswith("antmaze")
         assert (info.reward_scale, info.reward_shift, info.normalize) == (1.0, shift, normalize)
 
 
@@ -100,7 +101,7 @@ def test_mixtures_are_registered():
             assert info.parts == (f"{robot}-expert-v2", f"{robot}-random-v2")
             assert info.ratio == float(ratio)
             assert info.reference == scores.reference(f"{robot}-random-v2")
-    assert len(registry()) == 147 + 40 + 5 + 1
+    assert len(registry()) == 147 + 40 + 38 + len(generated.TABLE) + 1
     assert lookup("embedded").env is None
     assert EMBEDDED.name == "embedded.hdf5"
 
