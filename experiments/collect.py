@@ -31,7 +31,8 @@ def rollouts(policy: Policy, env: Env, seed: int, transitions: int) -> Rows:
             env_state, next_obs, step = jax.vmap(lambda k, s, a: autoreset(env, k, s, a, env.params))(
                 keys, env_state, action
             )
-            row = Transition(obs, action, step.reward, step.obs, step.terminated, step.truncated)
+            cost = step.measures.get("cost")
+            row = Transition(obs, action, step.reward, step.obs, step.terminated, step.truncated, cost)
             return (env_state, next_obs), row
 
         return jax.lax.scan(body, (env_state, obs), jnp.arange(env.horizon))[1]
@@ -42,7 +43,8 @@ def rollouts(policy: Policy, env: Env, seed: int, transitions: int) -> Rows:
 def in_episodes(steps: Transition) -> Rows:
     """Rows (time, copy, ...) put copy after copy, so that each episode's rows follow one another.
 
-    The last row of each copy is marked as a time-out, as its successor belongs to another episode.
+    The last row of each copy is marked as a time-out, as its successor belongs to another episode. There are `costs`
+    where the steps have them.
     """
     timeouts = np.array(steps.truncated, bool)
     timeouts[-1] |= ~np.array(steps.terminated[-1], bool)
@@ -51,7 +53,7 @@ def in_episodes(steps: Transition) -> Rows:
         by_copy = np.swapaxes(np.asarray(x), 0, 1)
         return by_copy.reshape(-1, *by_copy.shape[2:])
 
-    return {
+    rows = {
         "observations": flat(steps.obs).astype(np.float32),
         "actions": flat(steps.action).astype(np.float32),
         "rewards": flat(steps.reward).astype(np.float32),
@@ -59,6 +61,7 @@ def in_episodes(steps: Transition) -> Rows:
         "terminals": flat(np.array(steps.terminated, bool)),
         "timeouts": flat(timeouts),
     }
+    return rows if steps.cost is None else rows | {"costs": flat(steps.cost).astype(np.float32)}
 
 
 def replay(buffer: Transition, count: int, num_envs: int) -> Rows:
@@ -79,6 +82,14 @@ def subset(rows: Rows, transitions: int) -> Rows:
             taken += end - start
     index = np.concatenate(kept)
     return {key: value[index] for key, value in rows.items()}
+
+
+def whole(rows: Rows, horizon: int) -> Rows:
+    """The episodes that terminated or lasted `horizon` steps, without those that the recording's end cut."""
+    ends = np.flatnonzero(rows["terminals"] | rows["timeouts"])
+    lengths = np.diff(ends, prepend=-1)
+    kept = np.repeat(rows["terminals"][ends] | (lengths == horizon), lengths)
+    return {key: value[kept] for key, value in rows.items()}
 
 
 def join(*parts: Rows) -> Rows:

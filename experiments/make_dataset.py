@@ -6,6 +6,8 @@ SAC learns in one of our environments. What is recorded:
     medium-replay  everything that policy had seen while learning
     expert         the stochastic policy at the end
     medium-expert  both
+    mixed          of safe environments (env=safe-hopper): the stochastic policies of SAC under several penalties of
+                   the cost, each at several stages of its training, in DSRL's layout
 """
 
 import dataclasses
@@ -26,10 +28,10 @@ from algos import sac
 from algos.core import Env
 from algos.runner import Population
 from envs.core import UsageError
-from envs.datasets.episodes import episode_returns
+from envs.datasets.episodes import bounds, episode_returns, sums
 from envs.datasets.hdf5 import Raw, write_d4rl
 from envs.datasets.minari_write import write_minari
-from experiments import collect, provenance
+from experiments import collect, provenance, safe_dataset
 from experiments import config as schema
 from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded, hydra_job, use_compilation_cache
@@ -39,6 +41,7 @@ from experiments.loop import train
 from experiments.task import Task, make_task, robot_reference
 
 LEVELS = ("random", "medium", "medium-replay", "medium-expert", "expert")
+MIXED = "mixed"  # stands alone: it is trained for in other ways
 SNAPSHOT = "medium.json"  # when the policy first was medium: updates, transitions, score
 
 
@@ -49,10 +52,14 @@ class MakeConfig:
     algo: Any = None
     env: EnvConfig = field(default_factory=EnvConfig)
     run: RunConfig = field(default_factory=RunConfig)
-    level: str = "all"  # all, or some of the levels separated by +
+    level: str = "all"  # all, or some of the levels separated by +; or mixed
     seed: int = 0
-    transitions: int = 1_000_000  # of random, medium and expert; at most so many of medium-replay
+    transitions: int = 1_000_000  # of random, medium, expert and mixed; at most so many of medium-replay
     medium_score: float = 100.0 / 3.0  # score at which a policy is medium
+    # Of level=mixed: what a unit of cost takes off the reward, a training for each. On the velocity tasks one pays only
+    # if it is more than the speed to be gained, 3 to 10 m/s: these give fast, hesitant and slow policies.
+    penalties: list[float] = field(default_factory=lambda: [0.0, 1.0, 3.0, 10.0])
+    stages: int = 4  # of level=mixed: policies kept of each training, evenly spaced
     out: str = "data"
     file: str | None = None  # file of a single level, instead of the above
     next_observations: bool = True  # also in the HDF5 file, where readers of D4RL's layout ignore them
@@ -72,9 +79,13 @@ def levels(config: MakeConfig) -> list[str]:
     Raises:
         UsageError: an unknown level, or a single file for several levels.
     """
+    if config.level == MIXED:
+        return [MIXED]
     asked = list(LEVELS) if config.level == "all" else config.level.split("+")
     if unknown := [level for level in asked if level not in LEVELS]:
-        raise UsageError(f"level={unknown[0]}: there are all, {', '.join(LEVELS)}; several are joined by +")
+        raise UsageError(
+            f"level={unknown[0]}: there are all, {', '.join(LEVELS)}; several are joined by +, {MIXED} stands alone"
+        )
     if config.file is not None and len(asked) > 1:
         raise UsageError("file=PATH is for one level; for several set out=FOLDER")
     return asked
@@ -98,6 +109,8 @@ def make(config: MakeConfig) -> list[Path]:
     paths = {level: target(config, level) for level in asked}
     training = Config(config.algo, schema.DataConfig(), config.env, config.run, config.seed)
     task = make_task(training)
+    if asked == [MIXED]:
+        return [_make_mixed(config, training, task, paths[MIXED])]
     assert isinstance(task.env, Env)
     learned = {}
     if asked != ["random"]:
@@ -107,6 +120,16 @@ def make(config: MakeConfig) -> list[Path]:
         rows = _record(config, task, level, learned, recorded)
         _write(config, task, level, rows, learned, paths[level])
     return list(paths.values())
+
+
+def _make_mixed(config: MakeConfig, training: Config, task: Task, path: Path) -> Path:
+    """The level that is not D4RL's."""
+    if config.minari or not config.next_observations:
+        raise UsageError("level=mixed is in DSRL's layout alone: leave minari and next_observations out")
+    safe_dataset.check(training, task.env, config.penalties, config.stages)
+    rows, policies = safe_dataset.record(training, task, config.penalties, config.stages, config.transitions)
+    _write(config, task, MIXED, rows, {"policies": policies}, path)
+    return path
 
 
 def _learn(config: MakeConfig, training: Config, task: Task, expert: bool) -> dict[str, Any]:
@@ -189,21 +212,28 @@ def _write(config: MakeConfig, task: Task, level: str, rows: collect.Rows, learn
         "seed": config.seed,
         "snapshot": learned.get("snapshot"),
         "updates": learned.get("updates"),
+        "policies": learned.get("policies"),
         "config": json.loads(json.dumps(dataclasses.asdict(config))),
         "command": "python -m experiments.make_dataset " + " ".join(sys.argv[1:]),
         **provenance.describe(),
     }
+    if "costs" in rows:
+        costs = sums(rows["costs"], bounds(Raw(**rows)))
+        metadata |= {"cost_mean": float(costs.mean()), "cost_std": float(costs.std())}
     if reference is not None:
         metadata["dataset"] = f"{config.env.name}-{level}-v2"
+    if level == MIXED:
+        metadata["dataset"] = safe_dataset.dsrl_name(config.env.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in rows.items() if config.next_observations or key != "next_observations"}
-    write_d4rl(path, kept, metadata, overwrite=config.overwrite)
+    write_d4rl(path, kept, metadata, overwrite=config.overwrite, flags=np.float32 if level == MIXED else bool)
     if config.minari:
         name = f"adaptax/{config.env.name}/{level}-v0"
         write_minari(path.parent, name, rows, metadata, overwrite=config.overwrite)
     print(
         f"{path}: {metadata['transitions']:,} transitions, {metadata['episodes']:,} episodes, return "
         f"{metadata['return_mean']:.1f} +- {metadata['return_std']:.1f}, score {metadata['score_mean']:.1f}"
+        + (f", cost {metadata['cost_mean']:.1f} +- {metadata['cost_std']:.1f}" if "costs" in rows else "")
     )
 
 
