@@ -1,4 +1,11 @@
-"""The algorithms: pure functions only, one file per paper."""
+"""The algorithms: pure functions only, one file or folder per paper."""
 
-OFFLINE = ("a2pr", "td3_bc", "iql", "bc")  # make(static, spec), trained on a Dataset
+OFFLINE = (  # make(static, spec), trained on a Dataset
+    "a2pr", "td3_bc", "iql", "bc", "psec_base", "psec_skill", "psec_compose",
+)  # fmt: skip
 ONLINE = ("sac",)  # make(static, spec, env), trained on environment parameters
+FOLDERS = {  # of papers with several phases: the module of each
+    "psec_base": "psec.base",
+    "psec_skill": "psec.skill",
+    "psec_compose": "psec.compose",
+}

@@ -19,7 +19,7 @@ from jax.tree_util import register_dataclass
 from algos.buffers import sample_dataset, shape_reward
 from algos.core import Algorithm, Dataset, Key, Loss, Metrics, Params, Spec, Transition
 from algos.distributions import gaussian_log_prob
-from algos.losses import adam, descend, ensemble_mse, polyak, td_target
+from algos.losses import adam, cosine, descend, ensemble_mse, expectile_loss, polyak, td_target
 from algos.nets import Critic, DeterministicActor, Value, apply_ensemble, init_ensemble
 
 
@@ -103,15 +103,9 @@ def make_nets(static: Static, spec: Spec) -> Nets:
     )
 
 
-def cosine(hyper: Hyper) -> optax.Schedule:
-    """The actor's learning rate as a function of the updates made."""
-    return lambda count: hyper.actor_lr * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / hyper.actor_lr_steps, 1.0)))
-
-
-def expectile_loss(difference: jax.Array, expectile: jax.Array | float) -> jax.Array:
-    """L2^τ(u) = |τ - 1(u < 0)| u², equation (5), elementwise."""
-    weight = jnp.where(difference > 0.0, expectile, 1.0 - expectile)
-    return weight * jnp.square(difference)
+def actor_adam(hyper: Hyper) -> optax.GradientTransformation:
+    """Adam whose rate falls along a cosine."""
+    return adam(cosine(hyper.actor_lr, hyper.actor_lr_steps))
 
 
 def value_loss(value: Params, nets: Nets, batch: Transition, q: jax.Array, hyper: Hyper) -> Loss:
@@ -145,7 +139,7 @@ def learn(nets: Nets, state: State, batch: Transition, hyper: Hyper) -> tuple[St
 
     advantage = q - nets.value.apply(value, batch.obs)
     grads, actor_metrics = jax.grad(actor_loss, has_aux=True)(state.actor, nets, batch, advantage, hyper)
-    actor, actor_optim = descend(adam(cosine(hyper)), grads, state.optim.actor, state.actor)
+    actor, actor_optim = descend(actor_adam(hyper), grads, state.optim.actor, state.actor)
 
     next_v = nets.value.apply(value, batch.next_obs)
     target = td_target(batch.reward, batch.terminated, next_v, hyper.discount)
@@ -167,7 +161,11 @@ def make(static: Static, spec: Spec) -> Algorithm:
         actor = nets.actor.init(actor_key, obs)
         critic = init_ensemble(nets.critic, critic_key, 2, obs, action)
         value = nets.value.init(value_key, obs)
-        optim = Optim(adam(cosine(hyper)).init(actor), adam(0.0).init(critic), adam(0.0).init(value))
+        optim = Optim(
+            actor_adam(hyper).init(actor),
+            adam(0.0).init(critic),
+            adam(0.0).init(value),
+        )
         return State(actor, critic, value, critic, optim)
 
     def step(key: Key, state: State, source: Dataset, hyper: Hyper) -> tuple[State, Metrics]:

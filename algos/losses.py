@@ -34,6 +34,12 @@ def ensemble_mse(q: jax.Array, target: jax.Array) -> jax.Array:
     return jnp.square(q - target).mean(-1).sum()
 
 
+def expectile_loss(difference: jax.Array, expectile: ArrayLike) -> jax.Array:
+    """L2^τ(u) = |τ - 1(u <= 0)| u² elementwise (IQL, equation 5)."""
+    weight = jnp.where(difference > 0.0, expectile, 1.0 - expectile)
+    return weight * jnp.square(difference)
+
+
 def polyak(params: Params, target: Params, tau: ArrayLike) -> Params:
     """target <- tau params + (1 - tau) target."""
     return jax.tree.map(lambda x, y: tau * x + (1.0 - tau) * y, params, target)
@@ -42,6 +48,17 @@ def polyak(params: Params, target: Params, tau: ArrayLike) -> Params:
 def adam(learning_rate: ArrayLike | optax.Schedule) -> optax.GradientTransformation:
     """Adam with the defaults common to PyTorch and optax; the rate may be traced, or a function of the count."""
     return optax.chain(scale_by_adam(), optax.scale_by_learning_rate(learning_rate))
+
+
+def adamw(learning_rate: ArrayLike | optax.Schedule, weight_decay: ArrayLike) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay on every parameter; both numbers may be traced."""
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(scale_by_adam(), decay, optax.scale_by_learning_rate(learning_rate))
+
+
+def cosine(learning_rate: ArrayLike, steps: ArrayLike) -> optax.Schedule:
+    """A learning rate that falls to zero along a cosine in `steps` updates; inf keeps it constant."""
+    return lambda count: learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1.0)))
 
 
 def scale_by_adam(b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> optax.GradientTransformation:

@@ -35,14 +35,17 @@ def over_members(how: str, function: Callable) -> Callable:
     return apply
 
 
-def init_population(algo: Algorithm, seeds: jax.Array, hyper: Any, how: str) -> Population:
-    """Members with the given seeds (members,) and stacked hyperparameters (each leaf (members,))."""
+def init_population(algo: Algorithm, seeds: jax.Array, hyper: Any, how: str, start: tuple[Any, ...] = ()) -> Population:
+    """Members with the given seeds (members,) and stacked hyperparameters (each leaf (members,)).
 
-    def init(seed: jax.Array, hyper: Any) -> tuple[Key, Any]:
+    `start`: what the algorithm begins from, see `Algorithm`; every leaf has a leading member axis.
+    """
+
+    def init(seed: jax.Array, hyper: Any, *start: Any) -> tuple[Key, Any]:
         init_key, train_key = jax.random.split(jax.random.key(seed))
-        return train_key, algo.init(init_key, hyper)
+        return train_key, algo.init(init_key, hyper, *start)
 
-    key, state = jax.jit(over_members(how, init))(seeds, hyper)
+    key, state = jax.jit(over_members(how, init))(seeds, hyper, *start)
     return Population(key, state, hyper, jnp.ones(seeds.shape, bool))
 
 

@@ -92,16 +92,22 @@ def make_subject(config: BenchConfig) -> Subject:
     env = None if config.env.name == "auto" else registry.make(config.env.name, config.env.backend)
     if env is not None and not isinstance(env, Env):
         raise UsageError(f"env={config.env.name} lives on the host: choose a functional environment, or env=auto")
-    spec, name = _spec(config, env), config.algo.name
+    spec, name, start = _spec(config, env), config.algo.name, ()
+    module = algo_module(name)
     if name in algos.ONLINE:
         if env is None:
             raise UsageError(f"algo={name} learns in an environment: set env=NAME, e.g. env=hopper")
-        algo, source = algo_module(name).make(config.algo.static, spec, env), env.params
+        algo, source = module.make(config.algo.static, spec, env), env.params
     else:
-        algo, source = algo_module(name).make(config.algo.static, spec), synthetic(spec, config.transitions)
+        algo, source = (
+            module.make(config.algo.static, spec),
+            synthetic(spec, config.transitions, costs=hasattr(module, "check_data")),
+        )
+        if hasattr(module, "example_start"):
+            start = module.example_start(jax.random.key(0), config.algo.static, spec)
     if config.updates % algo.updates_per_step:
         raise UsageError(f"updates={config.updates} must be a multiple of {algo.updates_per_step} for algo={name}")
-    return Subject(algo, config.algo.hyper, source, env, members_by(config.members))
+    return Subject(algo, config.algo.hyper, source, env, members_by(config.members), start)
 
 
 def _spec(config: BenchConfig, env: Env | None) -> Spec:
@@ -117,13 +123,14 @@ def _spec(config: BenchConfig, env: Env | None) -> Spec:
     return dataclasses.replace(own, **asked)
 
 
-def synthetic(spec: Spec, rows: int) -> Dataset:
+def synthetic(spec: Spec, rows: int, costs: bool = False) -> Dataset:
     """Normal observations and rewards, uniform actions, no ends: the numbers do not matter to the speed."""
     keys = jax.random.split(jax.random.key(0), 4)
     obs, next_obs = (jax.random.normal(key, (rows, spec.obs_dim)) for key in keys[:2])
     action = jax.random.uniform(keys[2], (rows, spec.action_dim), minval=-spec.max_action, maxval=spec.max_action)
     zeros = jnp.zeros(rows)
-    transitions = Transition(obs, action, jax.random.normal(keys[3], (rows,)), next_obs, zeros, zeros)
+    reward, cost = jax.random.normal(keys[3], (rows,)), zeros if costs else None
+    transitions = Transition(obs, action, reward, next_obs, zeros, zeros, cost)
     return Dataset(transitions, jnp.zeros(spec.obs_dim), jnp.ones(spec.obs_dim))
 
 

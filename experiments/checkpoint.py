@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,23 @@ class Checkpoints:
             )
         return None
 
+    def parts(self, names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """Those of the named fields of the state that the newest undamaged step has, as dictionaries, and its note."""
+        if (step := self.newest()) is None:
+            return None
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            items = {"state": ocp.args.StandardRestore(), "note": ocp.args.JsonRestore()}
+            restored = checkpointer.restore(self.folder / str(step), ocp.args.Composite(**items))
+        return {name: restored.state[name] for name in names if name in restored.state}, restored.note
+
     def note(self) -> dict[str, Any] | None:
         """The JSON note of the newest undamaged step."""
-        for step in self.steps():
-            if self._damage(step) is None:
-                return json.loads((self.folder / str(step) / "note" / "metadata").read_text())
-        return None
+        step = self.newest()
+        return None if step is None else json.loads((self.folder / str(step) / "note" / "metadata").read_text())
+
+    def newest(self) -> int | None:
+        """The newest undamaged step; None if there is none."""
+        return next((step for step in self.steps() if self._damage(step) is None), None)
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a step's files, in a few words."""

@@ -13,20 +13,28 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 import algos
+from envs import registry as env_registry
 from envs.core import UsageError
 from envs.datasets import registry as data_registry
 
 
 @dataclass
 class DataConfig:
-    """An offline data set. `name` is D4RL's; `path` a local HDF5 file in D4RL's layout."""
+    """An offline data set. `name` is D4RL's or DSRL's; `path` a local HDF5 file in one of their layouts."""
 
     name: str = "none"
     path: str | None = None
     normalize: bool | None = None  # observations to zero mean, unit variance; null: the data set's default
     reward_scale: float | None = None  # r <- reward_scale r + reward_shift; null: the data set's default
     reward_shift: float | None = None
-    seed: int = 0  # of the draw of a mixed data set
+    seed: int = 0  # of every draw: a mixed or generated data set, and the keys below
+    episodes: int | None = None  # train on so many whole episodes, drawn at random
+    fraction: float | None = None  # train on this share of the transitions, drawn at random
+    best_safe: int | None = None  # train on the best of the episodes that cost at most half of cost_limit
+    holdout: int = 0  # episodes drawn first and kept apart from training
+    also: list[str] = field(default_factory=list)  # data sets, by name or file, appended: joint training
+    cost_limit: float = 10.0  # cost of an episode that is just not safe
+    reward_range: float | None = None  # instead of reward_scale: returns of whole episodes lie so far apart
 
 
 @dataclass
@@ -68,6 +76,8 @@ class Config:
     env: EnvConfig = field(default_factory=EnvConfig)
     run: RunConfig = field(default_factory=RunConfig)
     seed: Any = 0
+    # Run directories that the run begins from (or the folders of their seeds), for algorithms with several phases.
+    start: list[str] = field(default_factory=list)
 
 
 # What does not change a run's numbers, so that it does not change its directory either.
@@ -76,10 +86,15 @@ UNHASHED = (
     "tensorboard", "wandb",
 )  # fmt: skip
 
+# Keys added after runs had been recorded: they count only where they differ from their default, so that runs
+# without them keep their directories.
+ADDED = ("start",)
+ADDED_TO_DATA = ("episodes", "fraction", "best_safe", "holdout", "also", "cost_limit", "reward_range")
+
 
 def algo_module(name: str) -> Any:
-    """The module of an algorithm: Hyper, Static, make."""
-    return importlib.import_module(f"algos.{name}")
+    """The module of an algorithm: Hyper, Static, make; START and what goes with it where it begins from other runs."""
+    return importlib.import_module(f"algos.{algos.FOLDERS.get(name, name)}")
 
 
 def algo_schema(name: str) -> type:
@@ -104,7 +119,7 @@ def register() -> None:
         store.store(group="data", name=name, node=DataConfig(name=name))
     for name in ("none", "custom", "minari"):
         store.store(group="data", name=name, node=DataConfig(name=name))
-    for name in ("auto", "halfcheetah", "hopper", "walker2d", "ant", "pointmix"):
+    for name in ("auto", *env_registry.NAMES):
         store.store(group="env", name=name, node=EnvConfig(name=name))
 
 
@@ -158,6 +173,8 @@ def check_values(config: Config) -> None:
         raise UsageError(f"run.pack={run.pack} must be on or off")
     if run.memory_gb is not None and run.memory_gb <= 0:
         raise UsageError(f"run.memory_gb={run.memory_gb} must be more than 0")
+    if not config.data.cost_limit > 0:
+        raise UsageError(f"data.cost_limit={config.data.cost_limit} must be more than 0")
     if run.eval_seed_mode not in ("fixed", "fresh"):
         raise UsageError(f"run.eval_seed_mode={run.eval_seed_mode} must be fixed or fresh")
     if run.updates % run.eval_every:
@@ -194,9 +211,17 @@ def fingerprint(config: Config) -> str:
 
 def fingerprint_of(config: dict[str, Any]) -> str:
     """The same of a configuration that was saved by `as_dict`."""
-    content = {key: value for key, value in config.items() if key != "seed"}
+    content = {key: value for key, value in _changed(config, Config(), ADDED).items() if key != "seed"}
     content["run"] = {key: value for key, value in config["run"].items() if key not in UNHASHED}
+    if content.get("start"):  # named by what was run, wherever that lies
+        content["start"] = [Path(*Path(folder).parts[-3:]).as_posix() for folder in content["start"]]
+    content["data"] = _changed(config["data"], DataConfig(), ADDED_TO_DATA)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _changed(part: dict[str, Any], usual: Any, added: tuple[str, ...]) -> dict[str, Any]:
+    """`part` without those of its `added` keys that are as usual."""
+    return {key: value for key, value in part.items() if key not in added or value != getattr(usual, key)}
 
 
 def run_dir(config: Config) -> Path:

@@ -28,12 +28,13 @@ from algos.runner import Population
 from envs import registry
 from envs.core import UsageError
 from envs.datasets import scores
-from experiments import provenance, video
+from experiments import library, provenance, video
 from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded, use_compilation_cache
 from experiments.config import algo_module, algo_schema
 from experiments.log import write_atomically
-from experiments.rollout import Normalizer, PoolMaker, episode_seeds, make_evaluator
+from experiments.rollout import RETURN, Normalizer, PoolMaker, episode_seeds, make_evaluator
+from experiments.start import from_shapes
 from experiments.stats import mean_interval
 from experiments.task import members_by, robot_reference
 
@@ -108,6 +109,7 @@ def load(options: Options) -> Policy:
     note = checkpoints.note()
     if note is None:
         raise UsageError(f"every checkpoint in {checkpoints.folder} is damaged; train again with run.fresh=true")
+    library.refuse_part(options.run_dir, note)
     config, name = note["config"], note["config"]["algo"]["name"]
     env_name = note["env"] if options.env_name == "auto" else options.env_name
     backend = options.env_backend
@@ -121,7 +123,8 @@ def load(options: Options) -> Policy:
     online = name in algos.ONLINE
     extra = (registry.make(note["env"], config["env"]["backend"]),) if online else ()
     algo = algo_module(name).make(typed.static, spec, *extra)
-    found = checkpoints.restore(jax.eval_shape(algo.init, jax.random.key(0), typed.hyper))
+    began = [from_shapes(one["shapes"]) for one in note["start"]]
+    found = checkpoints.restore(jax.eval_shape(algo.init, jax.random.key(0), typed.hyper, *began))
     assert found is not None
     update, state, note = found
     state = jax.tree.map(lambda x: jnp.asarray(x)[None], state)
@@ -174,9 +177,13 @@ def evaluate(options: Options) -> dict[str, Any]:
         _draw(policy, int(seeds[0, 0]), target)
     how = members_by("auto")
     began = time.monotonic()
-    returns = make_evaluator(policy.algo, policy.env, options.episodes, how)(
-        policy.population, policy.normalizer, seeds
-    )[0].astype(np.float64)
+    evaluate = make_evaluator(policy.algo, policy.env, options.episodes, how)
+    sums = evaluate(policy.population, policy.normalizer, seeds)
+    returns = sums.pop(RETURN)[0].astype(np.float64)
+    measures = {name: summary(values[0].astype(np.float64)) for name, values in sorted(sums.items())}
+    if "cost" in sums:
+        costs = scores.normalized_cost(sums["cost"][0], policy.note["cost_limit"])
+        measures["normalized_cost"] = summary(costs)
     result = {
         "algo": policy.note["config"]["algo"]["name"],
         "data": policy.note["config"]["data"]["name"],
@@ -186,7 +193,8 @@ def evaluate(options: Options) -> dict[str, Any]:
         "episodes": options.episodes,
         "seed": options.seed,
         "return": summary(returns),
-        "score": None if policy.reference is None else summary(scores.score(returns, policy.reference)),
+        "score": None if policy.reference is None else summary(_scores(policy, returns)),
+        "measures": measures,
         "diverged_at": policy.note["diverged_at"],
         "returns": returns.tolist(),
         "seconds": time.monotonic() - began,
@@ -194,6 +202,12 @@ def evaluate(options: Options) -> dict[str, Any]:
     }
     write_atomically(options.run_dir / FILE, json.dumps(result, indent=1).encode())
     return result
+
+
+def _scores(policy: Policy, returns: np.ndarray) -> np.ndarray:
+    """Normalised as in training."""
+    assert policy.reference is not None
+    return scores.score(returns, policy.reference, policy.note["top_score"])
 
 
 def _draw(policy: Policy, seed: int, target: Path) -> None:
@@ -227,6 +241,8 @@ def main(args: list[str]) -> None:
     print(_line("return", result["return"]))
     if result["score"] is not None:
         print(_line("score", result["score"]))
+    for name, numbers in result["measures"].items():
+        print(_line(name, numbers))
     print(f"written: {options.run_dir / FILE}")
 
 

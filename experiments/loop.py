@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from algos import runner
 from algos.runner import Population
 from envs.core import UsageError
-from experiments import provenance, results, rundir
+from experiments import provenance, results, rundir, start
 from experiments.config import Config, as_dict, run_dir
 from experiments.interrupt import Interrupt, Pace
 from experiments.log import Display, Trackers
 from experiments.members import Member, Progress, accumulate, fresh_population, groups, open_member, resume, save
-from experiments.rollout import Evaluator, episode_seeds, make_evaluator
+from experiments.rollout import RETURN, Evaluator, Validator, episode_seeds, make_evaluator, make_validator
 from experiments.task import Task, make_task
 from slurm import preempt
 
@@ -64,11 +64,19 @@ def train(
                 rundir.set_aside(folder)
         _accepted([m.config for m in members], lambda c: held.enter_context(rundir.locked([run_dir(c)])), refused)
         left = [m for m in members if m.dir not in (refused or {}) and results.read(m.dir) is None]
+        _accepted([m.config for m in left], lambda config: _begin_from(left, config), refused)
+        left = [m for m in left if m.dir not in (refused or {})]
         for group in groups(left, configs[0].run.save_every):
             if interrupt.signalled:  # at the end of the group before
                 interrupt.leave("stopped between groups; the same command goes on")
             _train_group(task, group, on_evaluation, interrupt)
     return [{} if run_dir(c) in (refused or {}) else results.read(run_dir(c)) or {} for c in configs]
+
+
+def _begin_from(members: list[Member], config: Config) -> None:
+    """Read what the member of that configuration begins from."""
+    member = next(m for m in members if m.config is config)
+    member.start = start.load(config)
 
 
 def _accepted(configs: list[Config], action: Callable[[Config], Any], refused: dict[Path, str] | None) -> list[Any]:
@@ -128,6 +136,7 @@ class _Session:
     members: list[Member]
     compiler: Callable[[Population, int], _Chunk]
     evaluator: Evaluator
+    validator: Validator
     trackers: list[Trackers]
     speed: results.Speed
     pace: Pace
@@ -149,7 +158,8 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     evaluator = make_evaluator(task.algo, task.env, run.eval_episodes, task.how)
     trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
     speed, pace = results.Speed(provenance.describe()), Pace(preempt.notice(os.environ))
-    session = _Session(task, members, compiler, evaluator, trackers, speed, pace, interrupt, on_evaluation)
+    validator = make_validator(task.algo, task.holdout, task.how)
+    session = _Session(task, members, compiler, evaluator, validator, trackers, speed, pace, interrupt, on_evaluation)
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
@@ -216,9 +226,14 @@ def _evaluate(session: _Session, population: Population, progress: Progress) -> 
     here = jax.device_put(jax.tree.map(lambda x: x, population), jax.local_devices()[0])
     seeds = [m.config.seed for m in members]
     seeds += [seeds[-1]] * (here.alive.size - len(members))
-    returns = session.evaluator(
+    sums = session.evaluator(
         here, task.normalizer, episode_seeds(seeds, run.eval_episodes, progress.update, run.eval_seed_mode)
-    )[: len(members)]
+    )
+    returns = sums.pop(RETURN)[: len(members)]
+    measured = {f"{name}_mean": values.mean(-1) for name, values in sorted(sums.items())}
+    if "cost" in sums:
+        measured["normalized_cost"] = task.normalized_cost(measured["cost_mean"])
+    measured |= {name: np.asarray(values) for name, values in sorted(session.validator(here).items())}
     scores = np.array([task.score(row.mean()) for row in returns])
     for index, member in enumerate(members):
         row = {"update": progress.update, "score": scores[index], "return_mean": returns[index].mean()}
@@ -226,6 +241,7 @@ def _evaluate(session: _Session, population: Population, progress: Progress) -> 
             "return_std": returns[index].std(),
             "diverged": float(progress.diverged_at[index] is not None),
         }
+        row |= {name: values[index] for name, values in measured.items()}
         row |= {name: total[index] / progress.chunks for name, total in sorted(progress.sums.items())}
         member.metrics.append(row)
         session.trackers[index].log(progress.update, row)

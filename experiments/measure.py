@@ -14,7 +14,7 @@ from algos import runner
 from algos.core import Algorithm, Env, Hyper, Source
 from algos.runner import Population
 from experiments import provenance
-from experiments.rollout import episode_seeds, make_evaluator
+from experiments.rollout import RETURN, episode_seeds, make_evaluator
 
 EPISODES = 10  # per member and evaluation, as the papers do
 
@@ -28,6 +28,7 @@ class Subject:
     source: Source
     env: Env | None  # None: no evaluation
     how: str  # members by vmap or map
+    start: tuple[Any, ...] = ()  # what every member begins from
 
 
 def flops_per_update(subject: Subject) -> float | None:
@@ -38,7 +39,7 @@ def flops_per_update(subject: Subject) -> float | None:
     """
     algo, hyper = subject.algo, jax.tree.map(jnp.float32, subject.hyper)
     key = jax.random.key(0)
-    state = jax.eval_shape(algo.init, key, hyper)
+    state = jax.eval_shape(algo.init, key, hyper, *subject.start)
     cost = jax.jit(algo.step).lower(key, state, subject.source, hyper).cost_analysis()
     flops = (cost or {}).get("flops", 0.0)
     return flops / algo.updates_per_step if flops > 0 else None
@@ -69,7 +70,8 @@ def measure(subject: Subject, size: int, updates: int, chunks: int) -> dict[str,
     algo = subject.algo
     mesh = runner.member_mesh(size)
     hyper = jax.tree.map(lambda x: jnp.full(size, x, jnp.float32), subject.hyper)
-    population = runner.shard(runner.init_population(algo, jnp.arange(size), hyper, subject.how), mesh)
+    start = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *x.shape)), subject.start)
+    population = runner.shard(runner.init_population(algo, jnp.arange(size), hyper, subject.how, start), mesh)
     source = runner.replicate(subject.source, mesh)
     steps = updates // algo.updates_per_step
 
@@ -121,5 +123,5 @@ def env_steps_per_second(subject: Subject, population: Population, size: int) ->
     here = jax.device_put(population, jax.local_devices()[0])
     normalizer = (jnp.zeros(env.spec.obs_dim), jnp.ones(env.spec.obs_dim))
     seeds = episode_seeds(list(range(size)), EPISODES, 0, "fixed")
-    lengths = evaluate(here, normalizer, seeds)
+    lengths = evaluate(here, normalizer, seeds)[RETURN]
     return float(lengths.sum()) / seconds(lambda: evaluate(here, normalizer, seeds))

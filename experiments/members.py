@@ -1,7 +1,7 @@
 """Members of a population as runs of their own: their files, how far they are, saving and restoring them."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -10,10 +10,12 @@ import numpy as np
 
 from algos import runner
 from algos.runner import Population
+from envs.core import UsageError
 from experiments import rundir
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, RunConfig, as_dict, run_dir
 from experiments.log import MetricsFile
+from experiments.start import Start
 from experiments.task import Task
 
 
@@ -26,6 +28,7 @@ class Member:
     checkpoints: Checkpoints
     metrics: MetricsFile
     job: rundir.Job | None = None
+    start: Start = field(default_factory=Start)
 
 
 @dataclass
@@ -77,11 +80,16 @@ def fresh_population(task: Task, members: list[Member], devices: int) -> Populat
     seeds = jnp.array([m.config.seed for m in padded], jnp.uint32)
     hypers = [m.config.algo.hyper for m in padded]
     hyper = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
-    return runner.init_population(task.algo, seeds, hyper, task.how)
+    start = jax.tree.map(lambda *x: jnp.stack(x), *[m.start.parts for m in padded])
+    return runner.init_population(task.algo, seeds, hyper, task.how, start)
 
 
 def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Population, Progress]:
-    """The newest state that all members have, or the fresh one."""
+    """The newest state that all members have, or the fresh one.
+
+    Raises:
+        UsageError: the checkpoints are damaged, or what a member began from is no longer the same.
+    """
     like = jax.tree.map(lambda x: x[0], fresh.state)
     newest = None
     while True:
@@ -93,6 +101,12 @@ def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Popula
     if restored[0] is None:
         return fresh, Progress(0, {}, 0, [None] * len(members))
     notes = [found[2] for found in restored if found]
+    for member, note in zip(members, notes):
+        if [one["sha256"] for one in note.get("start", [])] != [one["sha256"] for one in member.start.description]:
+            raise UsageError(
+                f"what {member.dir} began from, {', '.join(member.start.places)}, has changed since; restore it, or "
+                "run.fresh=true starts another run"
+            )
     padding = [restored[-1]] * (fresh.alive.size - len(members))
     states = [found[1] for found in restored + padding if found]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -133,5 +147,8 @@ def save(task: Task, members: list[Member], population: Population, progress: Pr
             "chunks": progress.chunks,
             "diverged_at": progress.diverged_at[index],
             "chunk": progress.chunk,
+            "start": member.start.description,
+            "cost_limit": task.cost_limit,
+            "top_score": task.top_score,
         }
         member.checkpoints.save(progress.update, state, note)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import jax
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -26,19 +25,16 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from envs.core import UsageError
-from envs.datasets import download, registry
+from envs.datasets import download
 from experiments import config as schema
-from experiments import results, submission
+from experiments import submission
 from experiments.cli import guarded, hydra_job, use_compilation_cache
-from experiments.config import Config, run_dir
-from experiments.interrupt import EX_TEMPFAIL
 from experiments.log import write_atomically
-from experiments.loop import train
-from experiments.paper import Cell, Paper, cells, plan, populations, select
+from experiments.paper import Cell, Paper, cells, plan, select
 from experiments.report import report
 from experiments.reporting.plan import PLAN, Plan, dump, load
+from experiments.work import Work, arrange, missing_data, missing_files, run_all, seconds_per_update
 from hydra_plugins.adaptax_launcher.config import LauncherConf
-from slurm.pack import Overrides
 from slurm.submit import check
 
 GPU_MINUTES = 10.0
@@ -59,75 +55,17 @@ class ReproduceConfig:
     slurm: LauncherConf = field(default_factory=lambda: LauncherConf(gpus_per_node=1, cpus_per_task=8))
 
 
-@dataclass
-class Work:
-    """One population of the plan: what is trained in one program."""
-
-    cell: Cell  # the first of its cells
-    members: list[Config]
-    overrides: list[Overrides]  # of each member
-
-    @property
-    def left(self) -> list[Config]:
-        """The members that have not finished."""
-        return [member for member in self.members if results.read(run_dir(member)) is None]
-
-
 def register() -> None:
     """Make the schema known to Hydra."""
     schema.register()
     ConfigStore.instance().store(name="reproduce_schema", node=ReproduceConfig)
 
 
-def arrange(matrix: list[Cell]) -> list[Work]:
-    """The populations of a matrix, in the order of its cells."""
-    found = []
-    for name in dict.fromkeys(cell.table.name for cell in matrix):
-        held = [cell for cell in matrix if cell.table.name == name and cell.table.unavailable is None]
-        owner = {run_dir(member): cell for cell in reversed(held) for member in cell.members}
-        groups = populations([member for cell in held for member in cell.members])
-        for group in groups:
-            overrides = [owner[run_dir(member)].overrides_of(member) for member in group]
-            found.append(Work(owner[run_dir(group[0])], group, overrides))
-    return found
-
-
-def missing_files(matrix: list[Cell]) -> dict[str, list[str]]:
-    """Data sets that are not in the cache, with the files they need. Nothing is fetched."""
-    needed = {cell.members[0].data.name: cell.members[0].data for cell in matrix if cell.table.unavailable is None}
-    found = {}
-    for name, data in needed.items():
-        if data.path is None and name in registry.registry():
-            files = [str(entry.file) for entry in registry.files(registry.lookup(name))]
-            if lacking := [file for file in files if not (download.default_cache() / file).is_file()]:
-                found[name] = lacking
-    return found
-
-
-def missing_data(matrix: list[Cell]) -> dict[str, str]:
-    """The reason for each data set that is not in the cache, for the report."""
-    mend = "get it with a network, or put it into the folder named by ADAPTAX_DATA"
-    return {
-        name: f"the data file {' and '.join(files)} is missing: {mend}" for name, files in missing_files(matrix).items()
-    }
-
-
-def seconds_per_update(held: list[Work]) -> float | None:
-    """Of a member of one table's populations: from those finished here, else from the table's configuration."""
-    spent, done = 0.0, 0
-    for one in held:
-        told = [result for member in one.members if (result := results.read(run_dir(member))) is not None]
-        if told and (rate := told[0]["updates_per_second"]):
-            spent += told[0]["updates"] / rate + told[0]["eval_seconds"] + told[0]["compile_seconds"]
-            done += sum(result["updates"] for result in told)
-    if done:
-        return spent / done
-    rate = held[0].cell.table.updates_per_second.get(jax.default_backend()) if held else None
-    return 1 / rate if rate else None
-
-
 def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -> None:
-    """Print what there is to do: a row a table, then what is missing."""
+    """Print what there is to do: a row a table, then what is missing.
+
+    A run that several tables share is the first one's; the others have it after a plus.
+    """
     grid = Grid("table", "populations", "runs", "finished", "updates each", "time left", title=paper.title)
     total: list[float | None] = []
     tables = {cell.table.name: cell.table for cell in matrix}
@@ -141,7 +79,8 @@ def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -
         updates = sorted({member.run.updates for one in held for member in one.members})
         each = " to ".join(f"{number:,}" for number in dict.fromkeys(updates[:1] + updates[-1:]))
         shown = "-" if table.unavailable else _time(times)
-        grid.add_row(name, str(len(held)), str(runs), str(runs - left), each, shown)
+        shared = sum(len(one.members) for one in work if name in one.tables) - runs
+        grid.add_row(name, str(len(held)), f"{runs} + {shared}" if shared else str(runs), str(runs - left), each, shown)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(grid)
     print(f"preset={preset}: {len(work)} programs, {_time(total)} on this device (estimated)")
@@ -177,27 +116,6 @@ def notice_changes(old: Plan | None, new: Plan) -> None:
             print(f"changed configuration: {' / '.join(key)}: trained anew; the earlier runs stay in {before[key]}")
 
 
-def run_all(work: list[Work], deadline: float | None) -> dict[str, str]:
-    """Train the populations in turn; what could not be trained, by data set, with the reason.
-
-    Raises:
-        SystemExit: stopped by a signal or because time is up; the state is saved.
-    """
-    failed: dict[str, str] = {}
-    for one in work:
-        name = one.members[0].data.name
-        if not one.left or name in failed:
-            continue
-        if deadline is not None and time.monotonic() >= deadline:
-            raise SystemExit(EX_TEMPFAIL)
-        try:
-            train(one.left, deadline=deadline)
-        except UsageError as error:
-            failed[name] = " ".join(str(error).split())
-            print(f"not run: {one.cell.table.name}: {failed[name]}", file=sys.stderr)
-    return failed
-
-
 def reproduce(config: ReproduceConfig, command: str) -> int:
     """The whole command; its exit status.
 
@@ -223,26 +141,24 @@ def reproduce(config: ReproduceConfig, command: str) -> int:
     new = plan(paper, config.preset, command, matrix, root, missing_data(matrix))
     notice_changes(load(root), new)
     _write(root / PLAN, new)
-    todo = [one for one in work if one.cell.table.name in chosen]
     if config.submit != "none":
-        left = [index for index, one in enumerate(work) if one in todo and one.left]
-        return submission.send(options, root, command, [one.overrides for one in work], left)
-    return _train_and_report(config, command, root, matrix, todo)
+        return submission.send(options, root, command, work, [one for one in work if chosen & set(one.tables)])
+    return _train_and_report(config, command, root, matrix, [one for one in work if chosen & set(one.tables)])
 
 
 def _train_and_report(config: ReproduceConfig, command: str, root: Path, matrix: list[Cell], todo: list[Work]) -> int:
     limit = GPU_MINUTES if config.minutes is None and config.preset == "gpu" else config.minutes
     deadline = None if limit is None else time.monotonic() + 60.0 * limit
-    status, failed = 0, {}
+    status = 0
+    failed: dict[Path, str] = {}
     try:
-        failed = run_all(todo, deadline)
+        run_all(todo, deadline, failed)
     except SystemExit as leaving:
         if deadline is None or time.monotonic() < deadline:  # a signal: leave at once
             raise
         status = leaving.code if isinstance(leaving.code, int) else 1
         print("time is up; the same command goes on from here", file=sys.stderr)
-    # A file that is simply not there is said in words of its own: the error names this machine's folders.
-    _write(root / PLAN, plan(config.paper, config.preset, command, matrix, root, failed | missing_data(matrix)))
+    _write(root / PLAN, plan(config.paper, config.preset, command, matrix, root, missing_data(matrix), failed))
     out = root / "report" if config.out is None else Path(config.out)
     report(root, out)
     print(f"report: {out / 'report.md'}, {out / 'report.html'}")

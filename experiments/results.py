@@ -95,7 +95,7 @@ def write(
         "updates": config.run.updates,
         "score": {"last": scores[-1], "best": max(scores), "mean_of_last_ten": float(np.mean(scores[-10:]))},
         "return": rows[-1]["return_mean"],
-        "score_is": "raw return" if task.reference is None else "D4RL normalised score",
+        "score_is": task.score_is,
         "behaviour_score": behaviour_score(task),
         "diverged_at": diverged_at,
         "lives": lives(folder),

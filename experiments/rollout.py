@@ -7,14 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from algos.core import Algorithm, Env
+from algos.core import Algorithm, Dataset, Env, Metrics
 from algos.runner import Population, over_members
 from envs.adapters import GymnasiumPool
 
+RETURN = "return"
 Normalizer = tuple[jax.Array, jax.Array]  # mean and std of observations, (obs_dim,) each
-Evaluator = Callable[[Population, Normalizer, np.ndarray], np.ndarray]
+Sums = dict[str, np.ndarray]  # RETURN and the environment's measures, each (members, episodes), over whole episodes
+Evaluator = Callable[[Population, Normalizer, np.ndarray], Sums]
+Validator = Callable[[Population], dict[str, np.ndarray]]
 PoolMaker = Callable[[int], GymnasiumPool]  # number of environments -> pool
+
+_ACTING = 0x5AC7  # sets the keys of a stochastic policy apart from those of the environment
 
 
 class _Carry(NamedTuple):
@@ -22,29 +28,33 @@ class _Carry(NamedTuple):
     env_state: Any  # leading axis: members x episodes
     obs: jax.Array
     done: jax.Array  # (members x episodes,)
-    returns: jax.Array
+    sums: dict[str, jax.Array]
 
 
 def make_evaluator(algo: Algorithm, env: Env | PoolMaker, episodes: int, how: str) -> Evaluator:
-    """Undiscounted returns: (population, normaliser, seeds (members, episodes)) -> (members, episodes).
+    """Undiscounted sums over episodes: (population, normaliser, seeds (members, episodes)) -> reward and measures.
 
     Actions of one member are computed for all its episodes together, members by `how` (see the runner), so that
     a member's returns do not depend on who else is in the population when `how` is "map". Environments step all
-    at once; an episode's return stops growing when it ends, and the rollout stops when all have ended.
+    at once; an episode's sums stop growing when it ends, and the rollout stops when all have ended. A stochastic
+    policy draws from keys of its own, which follow from the seed of the member's first episode and the time.
     """
-    act = over_members(how, lambda state, hyper, obs: algo.act(jax.random.key(0), state, obs, hyper))
+    act = over_members(how, lambda key, state, hyper, obs: algo.act(key, state, obs, hyper))
 
-    def policy(population: Population, normalizer: Normalizer, obs: jax.Array) -> jax.Array:
+    def policy(
+        population: Population, normalizer: Normalizer, obs: jax.Array, seeds: jax.Array, t: jax.Array
+    ) -> jax.Array:
         mean, std = normalizer
+        keys = jax.vmap(lambda seed: acting_key(seed, t))(seeds[:, 0])
         by_member = ((obs - mean) / std).reshape(-1, episodes, obs.shape[-1])
-        action = act(population.state, population.hyper, by_member)
+        action = act(keys, population.state, population.hyper, by_member)
         return action.reshape(-1, action.shape[-1])
 
     if not isinstance(env, Env):
-        return _on_host(env, jax.jit(policy), episodes)
+        return _on_host(env, jax.jit(policy))
 
     @jax.jit
-    def evaluate(population: Population, normalizer: Normalizer, seeds: jax.Array) -> jax.Array:
+    def evaluate(population: Population, normalizer: Normalizer, seeds: jax.Array) -> dict[str, jax.Array]:
         keys = jax.vmap(jax.random.key)(seeds.reshape(-1))
         env_state, obs = jax.vmap(env.reset, (0, None))(keys, env.params)
 
@@ -53,33 +63,64 @@ def make_evaluator(algo: Algorithm, env: Env | PoolMaker, episodes: int, how: st
 
         def advance(carry: _Carry) -> _Carry:
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, carry.t)
-            action = policy(population, normalizer, carry.obs)
+            action = policy(population, normalizer, carry.obs, seeds, carry.t)
             env_state, step = jax.vmap(env.step, (0, 0, 0, None))(step_keys, carry.env_state, action, env.params)
-            returns = carry.returns + jnp.where(carry.done, 0.0, step.reward)
-            return _Carry(carry.t + 1, env_state, step.obs, carry.done | step.terminated | step.truncated, returns)
+            gained = {RETURN: step.reward} | step.measures
+            sums = {name: carry.sums[name] + jnp.where(carry.done, 0.0, x) for name, x in gained.items()}
+            return _Carry(carry.t + 1, env_state, step.obs, carry.done | step.terminated | step.truncated, sums)
 
-        start = _Carry(jnp.int32(0), env_state, obs, jnp.zeros(seeds.size, bool), jnp.zeros(seeds.size))
-        return jax.lax.while_loop(unfinished, advance, start).returns.reshape(seeds.shape)
+        none = dict.fromkeys((RETURN, *_measures(env)), jnp.zeros(seeds.size))
+        start = _Carry(jnp.int32(0), env_state, obs, jnp.zeros(seeds.size, bool), none)
+        sums = jax.lax.while_loop(unfinished, advance, start).sums
+        return {name: x.reshape(seeds.shape) for name, x in sums.items()}
 
-    return lambda population, normalizer, seeds: np.asarray(evaluate(population, normalizer, jnp.asarray(seeds)))
+    return lambda population, normalizer, seeds: jax.device_get(evaluate(population, normalizer, jnp.asarray(seeds)))
 
 
-def _on_host(make_pool: PoolMaker, policy: Callable, episodes: int) -> Evaluator:
+def acting_key(seed: ArrayLike, t: jax.Array) -> jax.Array:
+    """What the policy draws from at step `t` of the episodes that begin with the episode of `seed`."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ACTING), t)
+
+
+def _measures(env: Env) -> list[str]:
+    key, action = jax.random.key(0), jnp.zeros(env.spec.action_dim)
+    state = jax.eval_shape(env.reset, key, env.params)[0]
+    return list(jax.eval_shape(env.step, key, state, action, env.params)[1].measures)
+
+
+def _on_host(make_pool: PoolMaker, policy: Callable) -> Evaluator:
     """The same for environments that are Python objects: stepped by the host, actions of all in one call."""
     make_pool = functools.cache(make_pool)
 
-    def evaluate(population: Population, normalizer: Normalizer, seeds: np.ndarray) -> np.ndarray:
+    def evaluate(population: Population, normalizer: Normalizer, seeds: np.ndarray) -> Sums:
         pool = make_pool(seeds.size)
         obs = pool.reset([int(seed) for seed in seeds.reshape(-1)])
-        returns, done = np.zeros(seeds.size), np.zeros(seeds.size, bool)
+        returns, done, t = np.zeros(seeds.size), np.zeros(seeds.size, bool), 0
         while not done.all():
-            action = np.asarray(policy(population, normalizer, jnp.asarray(obs)))
-            obs, reward, terminated, truncated = pool.step(action)
+            action = policy(population, normalizer, jnp.asarray(obs), jnp.asarray(seeds), jnp.int32(t))
+            obs, reward, terminated, truncated = pool.step(np.asarray(action))
             returns += np.where(done, 0.0, reward)
             done |= np.maximum(terminated, truncated) > 0
-        return returns.reshape(seeds.shape)
+            t += 1
+        return {RETURN: returns.reshape(seeds.shape)}
 
     return evaluate
+
+
+def make_validator(algo: Algorithm, held_out: Dataset | None, how: str) -> Validator:
+    """What the algorithm measures on held-out data, each (members,): the same draws whenever it is asked."""
+    if algo.validate is None or held_out is None:
+        return lambda population: {}
+    validate = algo.validate
+
+    @jax.jit
+    def measure(population: Population, data: Dataset) -> Metrics:
+        def one(state: Any, hyper: Any) -> Metrics:
+            return validate(jax.random.key(0), state, data, hyper)
+
+        return over_members(how, one)(population.state, population.hyper)
+
+    return lambda population: jax.device_get(measure(population, held_out))
 
 
 def episode_seeds(member_seeds: list[int], episodes: int, update: int, mode: str) -> np.ndarray:

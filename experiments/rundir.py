@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from envs.core import UsageError
+from experiments import library
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, as_dict, fingerprint, fingerprint_of
 from experiments.log import write_atomically
@@ -60,15 +61,18 @@ def check(folder: Path, config: Config, data_sha256: list[str], checkpoints: Che
     """Whether `folder` may hold this run: it is new, or holds an unfinished or finished part of the same run.
 
     Raises:
-        UsageError: it holds another run, a checkpoint of another configuration, or was trained on other data.
+        UsageError: it holds another run, a checkpoint of another configuration, or was trained on other data; or it
+            belongs to a library of skills.
     """
+    note = checkpoints.note()
+    if note is not None:
+        library.refuse_part(folder, note)
     if config.run.fresh:
         return
     mend = "choose another run.dir, or run.fresh=true to set the old run aside"
     saved = read_config(folder)
     if saved is not None and (fingerprint_of(saved), saved["seed"]) != (fingerprint(config), config.seed):
         raise UsageError(f"{folder} holds a run of another configuration ({CONFIG}); {mend}")
-    note = checkpoints.note()
     if saved is None and note is None and folder.is_dir() and set(_names(folder)) - {".lock"}:
         raise UsageError(f"{folder} exists and is no run of ours; {mend}")
     if note is None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import algos
-from algos.core import Algorithm, Env, Spec
+from algos.core import Algorithm, Dataset, Env, Spec
 from envs import datasets, registry
 from envs.core import UsageError
 from envs.datasets import scores
@@ -27,13 +28,31 @@ class Task:
     source: Any
     normalizer: Normalizer
     how: str  # members by vmap or map
-    reference: tuple[float, float] | None  # returns of score 0 and 100
+    reference: tuple[float, float] | None  # returns of score 0 and of the top score
     data: datasets.DataInfo | None
     data_sha256: list[str]
+    holdout: Dataset | None = None  # kept apart from training, for Algorithm.validate
+    cost_limit: float = 10.0  # of an episode; costs are divided by it
 
     def score(self, returns: float) -> float:
-        """D4RL's normalised score where reference returns are known, else the return itself."""
-        return float(returns if self.reference is None else scores.score(returns, self.reference))
+        """The normalised score, D4RL's or DSRL's, where reference returns are known, else the return itself."""
+        return float(returns if self.reference is None else scores.score(returns, self.reference, self.top_score))
+
+    @property
+    def top_score(self) -> float:
+        """The score of the reference's higher return: D4RL's is 100, DSRL's 1."""
+        return scores.TOP_SCORE if self.data is None else self.data.top_score
+
+    @property
+    def score_is(self) -> str:
+        """What the score is, for titles."""
+        if self.reference is None:
+            return "raw return"
+        return "D4RL normalised score" if self.top_score == scores.TOP_SCORE else "DSRL normalised return"
+
+    def normalized_cost(self, costs: np.ndarray) -> np.ndarray:
+        """Costs of whole episodes in units of the limit: safe is less than one."""
+        return scores.normalized_cost(costs, self.cost_limit)
 
 
 def make_task(config: Config) -> Task:
@@ -63,7 +82,9 @@ def _offline(config: Config) -> Task:
         )
     loaded = datasets.load(
         data.name, path=data.path, normalize=data.normalize, reward_scale=data.reward_scale,
-        reward_shift=data.reward_shift, seed=data.seed,
+        reward_shift=data.reward_shift, seed=data.seed, episodes=data.episodes, fraction=data.fraction,
+        best_safe=data.best_safe, holdout=data.holdout, also=data.also, cost_limit=data.cost_limit,
+        reward_range=data.reward_range,
     )  # fmt: skip
     env_name = loaded.info.env if config.env.name == "auto" else config.env.name
     if env_name is None:
@@ -73,12 +94,18 @@ def _offline(config: Config) -> Task:
     env = registry.make(env_name, config.env.backend)
     spec = env.spec if isinstance(env, Env) else env(1).spec
     datasets.check_spec(loaded, spec)
-    dataset, info = loaded
-    algo = algo_module(config.algo.name).make(config.algo.static, spec)
+    dataset, info, holdout = loaded
+    module = algo_module(config.algo.name)
+    if hasattr(module, "check_data"):
+        module.check_data(config.algo, dataset)
+    algo = module.make(config.algo.static, spec)
     normalizer = (dataset.obs_mean, dataset.obs_std)
     how = members_by(config.run.members)
     sha256 = list(info.sha256)
-    return Task(info.name, algo, env, env_name, spec, dataset, normalizer, how, info.reference, info, sha256)
+    return Task(
+        info.name, algo, env, env_name, spec, dataset, normalizer, how, info.reference, info, sha256,
+        holdout=holdout, cost_limit=data.cost_limit,
+    )  # fmt: skip
 
 
 def _online(config: Config) -> Task:

@@ -30,10 +30,11 @@ def per_member(config: Config) -> int | None:
     spec = env.spec if isinstance(env, Env) else _spec(rows)
     if spec is None:
         return None
-    make = algo_module(config.algo.name).make
-    algo = make(config.algo.static, spec, env) if config.algo.name in algos.ONLINE else make(config.algo.static, spec)
+    module, static, key = algo_module(config.algo.name), config.algo.static, jax.random.key(0)
+    algo = module.make(static, spec, env) if config.algo.name in algos.ONLINE else module.make(static, spec)
     hyper = jax.tree.map(jnp.float32, config.algo.hyper)
-    state = jax.eval_shape(algo.init, jax.random.key(0), hyper)
+    start = jax.eval_shape(lambda: module.example_start(key, static, spec)) if config.start else ()
+    state = jax.eval_shape(algo.init, key, hyper, *start)
     replay = _bytes(getattr(state, "buffer", ()))  # written in place
     return int(PER_STATE * (_bytes(state) - replay)) + replay
 

@@ -84,6 +84,10 @@ _SAC = (
     "algo.static.warmup=40 algo.static.buffer_capacity=400 algo.static.hidden=[8] algo.static.batch_size=8"
 )
 _A2PR = "algo.static.actor_hidden=[8] algo.static.critic_hidden=[8] algo.static.vae_hidden=8 algo.static.batch_size=8"
+_PSEC = (
+    "algo.static.net.hidden=8 algo.static.net.blocks=1 algo.static.net.time_features=4 "
+    "algo.static.net.time_hidden=[8,8] algo.static.batch_size=8"
+)
 _PLAIN = "algo.static.hidden=[8] algo.static.batch_size=8"
 
 # What is added behind a command, by module and, where there is one, by algorithm.
@@ -93,11 +97,15 @@ SMALL = {
     "train td3_bc": f"{_SHORT} {_PLAIN}",
     "train rwr": f"{_SHORT} {_PLAIN}",
     "train sac": _SAC,
+    "train psec_base": f"{_SHORT} {_PSEC}",
+    "train psec_skill": f"{_SHORT} {_PSEC} algo.static.critic_hidden=[8]",
+    "train psec_compose": f"{_SHORT} {_PSEC} algo.static.hidden=[8]",
     "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 overwrite=true",
     "bench a2pr": f"{_A2PR} population=1 updates=2 chunks=1 transitions=100",
     "evaluate": "episodes=2",
     "report": "",
     "reproduce": "",
+    "skills": "",
 }
 
 
@@ -151,8 +159,9 @@ def extending(page: Path) -> bool:
     return any(block.title for block in blocks(page))
 
 
+IN_ORDER = [DOCS / "skills.md"]  # pages whose commands build on one another
 ALL = [command for page in PAGES for command in commands_of(page)]
-FREE = [command for page in PAGES if not extending(page) for command in commands_of(page)]
+FREE = [command for page in PAGES if not extending(page) and page not in IN_ORDER for command in commands_of(page)]
 TO_RUN = sorted({command for command in FREE if command.text not in NOT_RUN}, key=str)
 
 
@@ -310,6 +319,12 @@ def test_command(command: Command, place: Path, capsys: pytest.CaptureFixture) -
     for step in [BEFORE[text], text] if text in BEFORE else [text]:
         status = call(f"{step} {small(step)}" if step.startswith("python -m") else step)
         assert status == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", IN_ORDER, ids=lambda page: page.stem)
+def test_commands_in_order(page: Path, place: Path, capsys: pytest.CaptureFixture) -> None:
+    for command in commands_of(page):
+        assert call(f"{command.text} {small(command.text)}") == 0, capsys.readouterr().err
 
 
 def test_python_on_the_data_page(place: Path) -> None:

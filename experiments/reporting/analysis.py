@@ -82,7 +82,7 @@ class Average(NamedTuple):
 
 
 class Improvement(NamedTuple):
-    """Probability that a run of `better` exceeds one of `worse`, on the tasks that both have."""
+    """Probability that a run of `better` is better than one of `worse`, on the tasks that both have."""
 
     better: str
     worse: str
@@ -117,7 +117,7 @@ def analyse(plan: Plan, members: list[Member]) -> list[TableResult]:
 def _table(plan: Plan, table: Table, groups: dict[tuple[str, str, str], list[Member]]) -> TableResult:
     cells = []
     for cell in table.cells:
-        published = lookup(plan.paper, table.published, cell.published_task, cell.published_method)
+        published = lookup(plan.paper, table.published, cell.published_task, cell.published_method, table.measure)
         members = groups.get((table.name, cell.task, cell.method), [])
         cells.append(_judged(CellResult(cell, members, published, {}, None, None), table))
     result = TableResult(table, cells, [], np.zeros(0), {}, [])
@@ -125,7 +125,7 @@ def _table(plan: Plan, table: Table, groups: dict[tuple[str, str, str], list[Mem
     if len(table.tasks) > 1 and whole:
         result.averages = [_average(method, found) for method, found in whole.items()]
         samples = {method: [cell.values(table.score) for cell in found] for method, found in whole.items()}
-        result.thresholds, result.profiles = _profiles(samples)
+        result.thresholds, result.profiles = _profiles(samples, table.lower_is_better)
     result.improvements = _improvements(result)
     return result
 
@@ -195,8 +195,14 @@ def _average(method: str, cells: list[CellResult]) -> Average:
     return Average(method, len(cells), str(n) if n == planned else f"{n} of {planned}", mean_of_published, scores)
 
 
-def _profiles(samples: dict[str, list[np.ndarray]]) -> tuple[np.ndarray, dict[str, stats.Profile]]:
-    """Performance profiles on common thresholds, from just below the lowest score to the highest."""
+def _profiles(samples: dict[str, list[np.ndarray]], lower: bool) -> tuple[np.ndarray, dict[str, stats.Profile]]:
+    """Performance profiles on common thresholds, from just below the lowest score to the highest.
+
+    Where lower is better they are shares of runs below the thresholds, and these go from high to low.
+    """
+    if lower:
+        thresholds, found = _profiles({method: [-x for x in tasks] for method, tasks in samples.items()}, lower=False)
+        return 0.0 - thresholds, found  # no negative zero
     every = np.concatenate([scores for tasks in samples.values() for scores in tasks])
     low, high = float(every.min()), float(every.max())
     margin = 0.02 * (high - low) or 1.0
@@ -215,7 +221,8 @@ def _improvements(result: TableResult) -> list[Improvement]:
             both = [(x, y) for x, y in pairs if x and y and x.counted and y.counted]
             if not both:
                 continue
-            x, y = ([cell.values(result.table.score) for cell in side] for side in zip(*both))
+            sign = -1 if result.table.lower_is_better else 1
+            x, y = ([sign * cell.values(result.table.score) for cell in side] for side in zip(*both))
             p = stats.probability_of_improvement_interval(x, y, SEED, REPLICATES)
             found.append(Improvement(better, worse, len(both), p))
             found.append(Improvement(worse, better, len(both), Interval(1 - p.value, 1 - p.high, 1 - p.low)))

@@ -14,12 +14,22 @@ class ClaimResult:
     """What was measured of a claim; `paired` is None where it was not tested."""
 
     claim: Claim
-    paired: stats.Paired | None
+    paired: stats.Paired | None  # how much better `better` is; wins: seeds with the sign, or without any difference
     verdict: Verdict
+
+    @property
+    def sign(self) -> str:
+        """For how many seeds it is as claimed."""
+        if self.paired is None:
+            return "–"
+        count = f"{self.paired.wins} of {self.paired.n}"
+        return f"= 0 for {count} seeds" if self.claim.relation == "equal" else count
 
     @property
     def required(self) -> str:
         """What the claim needs to hold."""
+        if self.claim.relation == "equal":
+            return "= 0, every seed"
         gap = f"> {self.claim.min_gap:g}"
         return gap if self.claim.min_wins is None else f"{gap}, ≥ {self.claim.min_wins} seeds"
 
@@ -31,7 +41,10 @@ def judge(claims: list[Claim], tables: list[TableResult]) -> list[ClaimResult]:
 
 
 def _judge(claim: Claim, table: TableResult | None) -> ClaimResult:
-    """A claim holds if the mean paired difference exceeds its gap and enough seeds have the sign."""
+    """A claim holds if the mean paired difference exceeds its gap and enough seeds have the sign.
+
+    One of equality holds if no seed has any difference.
+    """
     if table is None:
         return _untested(claim, f"there is no table {claim.table}")
     better, worse = table.cell(claim.task, claim.better), table.cell(claim.task, claim.worse)
@@ -48,7 +61,12 @@ def _judge(claim: Claim, table: TableResult | None) -> ClaimResult:
         return _untested(claim, f"{claim.better} and {claim.worse} share no seed")
     if claim.min_wins is not None and claim.min_wins > len(shared):
         return _untested(claim, f"it needs {claim.min_wins} seeds, there are {len(shared)}")
-    paired = stats.paired_difference(np.array([x[s] for s in shared]), np.array([y[s] for s in shared], np.float64))
+    sign = -1 if table.table.lower_is_better else 1
+    ours, others = (sign * np.array([side[s] for s in shared], np.float64) for side in (x, y))
+    paired = stats.paired_difference(ours, others)
+    if claim.relation == "equal":
+        paired = paired._replace(wins=int((ours == others).sum()))
+        return ClaimResult(claim, paired, Verdict("holds" if paired.wins == paired.n else "does not hold"))
     holds = paired.difference.value > claim.min_gap and paired.wins >= (claim.min_wins or 0)
     return ClaimResult(claim, paired, Verdict("holds" if holds else "does not hold"))
 

@@ -130,11 +130,12 @@ def profiles(result: TableResult, look: Look) -> Picture | None:
         style = look(method)
         axes.plot(result.thresholds, profile.value, lw=1.5, label=method, **style)
         axes.fill_between(result.thresholds, profile.low, profile.high, color=style["color"], alpha=0.15, lw=0)
-    axes.set(xlabel=f"threshold ({result.table.metric})", ylabel="share of runs above it", ylim=(-0.02, 1.02))
+    side, better = ("below", "left") if result.table.lower_is_better else ("above", "right")
+    axes.set(xlabel=f"threshold ({result.table.metric})", ylabel=f"share of runs {side} it", ylim=(-0.02, 1.02))
     figure.legend(loc="outside right upper")
     caption = (
         f"{_title(result)}: performance profiles over {len(result.table.tasks)} tasks, {SCORES[result.table.score]}, "
-        "with 95 % bootstrap bands (stratified by task, point by point). Higher and further right is better."
+        f"with 95 % bootstrap bands (stratified by task, point by point). Higher and further {better} is better."
     )
     return _picture(figure, f"{result.table.name}-profile", caption)
 

@@ -38,7 +38,8 @@ def to_csv(tables: list[TableResult], claims: list[ClaimResult]) -> bytes:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    rows = [row for claim in claims for row in _claim(claim)]
+    lower = {result.table.name for result in tables if result.table.lower_is_better}
+    rows = [row for claim in claims for row in _claim(claim, claim.claim.table in lower)]
     rows += [row for table in tables for row in _table(table)]
     writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
     return buffer.getvalue().encode()
@@ -54,14 +55,18 @@ def _bounds(of: Interval) -> dict[str, float]:
     return {"value": of.value, "low": of.low, "high": of.high}
 
 
-def _claim(result: ClaimResult) -> Iterator[dict[str, Any]]:
+def _claim(result: ClaimResult, lower: bool) -> Iterator[dict[str, Any]]:
     claim, paired = result.claim, result.paired
-    of = {"section": "claims", "table": claim.table, "task": claim.task, "method": f"{claim.better} - {claim.worse}"}
+    difference = f"{claim.worse} - {claim.better}" if lower else f"{claim.better} - {claim.worse}"
+    of = {"section": "claims", "table": claim.table, "task": claim.task, "method": difference}
     note = {"note": f"{claim.name}: {result.verdict}"}
     if paired is None:
         yield of | {"quantity": "paired difference"} | note
         return
     yield of | {"quantity": "paired difference", "n": paired.n} | _bounds(paired.difference) | note
+    if claim.relation == "equal":
+        yield of | {"quantity": "seeds without a difference", "value": paired.wins, "n": paired.n} | note
+        return
     yield of | {"quantity": "seeds with the sign", "value": paired.wins, "n": paired.n} | note
     yield of | {"quantity": "smallest difference required", "value": claim.min_gap} | note
     if claim.min_wins is not None:
@@ -78,12 +83,14 @@ def _table(result: TableResult) -> Iterator[dict[str, Any]]:
     for pair in result.improvements:
         yield {
             "section": "probability of improvement", "table": result.table.name, "score": result.table.score,
-            "method": f"{pair.better} > {pair.worse}", "quantity": "probability", "n": pair.tasks,
+            "method": f"{pair.better} {'<' if result.table.lower_is_better else '>'} {pair.worse}",
+            "quantity": "probability", "n": pair.tasks,
         } | _bounds(pair.probability)  # fmt: skip
+    side = "below" if result.table.lower_is_better else "above"
     for method, profile in result.profiles.items():
         of = {"section": "performance profile", "table": result.table.name, "score": result.table.score}
         for threshold, value, low, high in zip(result.thresholds, *profile):
-            row = {"method": method, "quantity": f"share above {threshold:.10g}"}
+            row = {"method": method, "quantity": f"share {side} {threshold:.10g}"}
             yield of | row | _bounds(Interval(float(value), float(low), float(high)))
 
 

@@ -35,8 +35,8 @@ def build(
 def _headline(
     plan: Plan, members: list[Member], tables: list[TableResult], claims: list[ClaimResult]
 ) -> Iterator[Block]:
-    finished = sum(member.counts for member in members)
-    yield Paragraph(f"**{finished:,} of {len(members):,}** planned runs are finished and enter the numbers.", "lead")
+    finished, planned = len({member.dir for member in members if member.counts}), len({m.dir for m in members})
+    yield Paragraph(f"**{finished:,} of {planned:,}** planned runs are finished and enter the numbers.", "lead")
     for result in tables:
         if verdicts := [cell.verdict for cell in result.cells if cell.verdict is not None]:
             title = result.table.title or result.table.name
@@ -45,10 +45,20 @@ def _headline(
         yield Paragraph(f"Claims: {_count([claim.verdict for claim in claims])}.", "lead")
         yield Heading("Claims")
         yield _claims(claims, {result.table.name: _digits(result) for result in tables})
-        yield Paragraph(
-            "Measured is the mean difference between runs of the same seed, in the table's score, with Student's 95 % "
-            "interval. A claim holds if that mean exceeds what is required and enough seeds have its sign.", "note"
-        )  # fmt: skip
+        yield Paragraph(_how_claims_are_judged(claims, tables), "note")
+
+
+def _how_claims_are_judged(claims: list[ClaimResult], tables: list[TableResult]) -> str:
+    text = (
+        "Measured is the mean difference between runs of the same seed, in the table's score, with Student's 95 % "
+        "interval. A claim holds if that mean exceeds what is required and enough seeds have its sign."
+    )
+    claimed = {result.claim.table for result in claims}
+    if any(result.table.lower_is_better and result.table.name in claimed for result in tables):
+        text += " Where lower is better, differences are the other way round: positive is as claimed."
+    if any(result.claim.relation == "equal" for result in claims):
+        text += " A claim of = 0 holds if no seed has any difference, in any digit."
+    return text
 
 
 def _count(verdicts: list[Verdict]) -> str:
@@ -62,8 +72,7 @@ def _claims(claims: list[ClaimResult], digits: dict[str, int]) -> Grid:
     for result in claims:
         claim, paired = result.claim, result.paired
         measured = interval(paired.difference, digits.get(claim.table, 1)) if paired else "–"
-        sign = f"{paired.wins} of {paired.n}" if paired else "–"
-        texts = [claim.task, claim.text or claim.name, measured, sign, result.required]
+        texts = [claim.task, claim.text or claim.name, measured, result.sign, result.required]
         rows.append([*map(Cell, texts), _verdict(result.verdict), Cell(claim.source)])
     columns = ["task", "claim", "measured difference [95 % CI]", "seeds with the sign", "required", "verdict", "source"]
     return Grid(columns, "llrccvl", rows, grouped=1)
@@ -79,15 +88,17 @@ def _table(result: TableResult, curves: Curves, look: figures.Look) -> Iterator[
     if table.protocol:
         yield Paragraph(table.protocol)
     why = f" Not comparable with the paper: {table.not_comparable}." if table.not_comparable else ""
-    yield Paragraph(f"Score: {table.metric}, {SCORES[table.score]}; by the other two at the end.{why}", "note")
+    metric = f"{table.metric} (lower is better)" if table.lower_is_better else table.metric
+    yield Paragraph(f"Score: {metric}, {SCORES[table.score]}; by the other two at the end.{why}", "note")
     yield _scores(result)
     pictures = [figures.curves(result, curves, look), figures.strips(result, look), figures.profiles(result, look)]
     yield from (picture for picture in pictures if picture is not None)
     if result.improvements:
         yield Heading("Probability of improvement", 3)
         yield _improvements(result)
+        better = "lower" if table.lower_is_better else "higher"
         yield Paragraph(
-            "Probability that a run of the row's method scores higher than one of the column's on the same task, "
+            f"Probability that a run of the row's method scores {better} than one of the column's on the same task, "
             "averaged over the tasks that both have; bootstrap interval. Coloured where it excludes one half.", "note"
         )  # fmt: skip
     yield Heading("By last, mean of last ten and best evaluation [95 % CI]", 3)
@@ -166,7 +177,8 @@ def _improvements(result: TableResult) -> Grid:
     for better in methods:
         cells = [_probability(pairs.get((better, worse))) for worse in methods]
         rows.append([Cell(better), *cells])
-    return Grid(["row above column", *methods], "l" + "c" * len(methods), rows)
+    side = "below" if result.table.lower_is_better else "above"
+    return Grid([f"row {side} column", *methods], "l" + "c" * len(methods), rows)
 
 
 def _probability(p: Interval | None) -> Cell:
@@ -207,11 +219,13 @@ def _provenance(plan: Plan, members: list[Member]) -> Iterator[Block]:
     distinct = {member.dir: member for member in members}.values()
     states = [member.status for member in distinct]
     counts = ", ".join(f"{states.count(state):,} {state}" for state in dict.fromkeys(sorted(states)))
+    earlier = dict.fromkeys(f"`{folder}`" for table in plan.tables for cell in table.cells for folder in cell.start)
     checksums = sorted({f"{m.data} {checksum}" for m in distinct for checksum in (m.data_sha256 or "").split()})
     items = [
         f"command: `{plan.command}`" if plan.command else "command: not recorded",
         f"paper: {plan.paper}; preset: {plan.preset}" if plan.paper else "",
         f"runs: {len(distinct):,} ({counts})",
+        f"runs of earlier phases that they begin from: {', '.join(earlier)}" if earlier else "",
         f"commit: {_distinct(member.git for member in distinct)}",
         f"device: {_distinct(member.device for member in distinct)}",
         f"versions: {_distinct(member.versions for member in distinct)}",

@@ -13,7 +13,9 @@ from envs.core import UsageError
 
 PLAN = "plan.json"
 SCORES = {"last": "last evaluation", "mean_of_last_ten": "mean of last ten", "best": "best"}
+MEASURE = "score"  # of a run, unless its table asks for another column of metrics.csv
 BEHAVIOUR = "behaviour policy"
+RELATIONS = ("better", "equal")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Cell:
     missing: str | None = None  # what is missing to run it, and how to get it
     updates: int | None = None
     runs: list[Run] = field(default_factory=list)
+    start: list[str] = field(default_factory=list)  # folders of the seeds of all runs that these begin from
+    failed: str | None = None  # why it could not be trained, where no data are missing
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,13 @@ class Table:
     score: str = "last"  # the protocol's choice among SCORES: what is held against the published numbers
     published: str | None = None  # the `experiment` of the published rows
     not_comparable: str | None = None
+    measure: str = MEASURE  # a column of metrics.csv; where it is not the score, the `metric` of the published rows too
+    lower_is_better: bool = False
+
+    @property
+    def usual(self) -> bool:
+        """Whether it holds scores as every result.json has them."""
+        return self.measure == MEASURE and not self.lower_is_better
 
     @property
     def tasks(self) -> list[str]:
@@ -63,7 +74,11 @@ class Table:
 
 @dataclass  # not frozen: Hydra reads it from configs/paper
 class Claim:
-    """`better` exceeds `worse` on one task, by more than `min_gap` on average and for `min_wins` seeds."""
+    """`better` exceeds `worse` on one task, by more than `min_gap` on average and for `min_wins` seeds.
+
+    With relation=equal the two have exactly the same value for every seed. Where lower is better, `better` falls short
+    of `worse`.
+    """
 
     name: str
     text: str
@@ -74,6 +89,7 @@ class Claim:
     source: str = ""
     min_gap: float = 0.0
     min_wins: int | None = None
+    relation: str = "better"  # better | equal
 
 
 @dataclass(frozen=True)
@@ -114,9 +130,23 @@ def parse(content: Any, place: str) -> Plan:
     plan = _make(Plan, content, place)
     tables = [_table(table, f"{place}: tables[{i}]") for i, table in enumerate(plan.tables)]
     claims = [_make(Claim, claim, f"{place}: claims[{i}]") for i, claim in enumerate(plan.claims)]
+    for claim in claims:
+        check_claim(claim, place)
     if len({table.name for table in tables}) < len(tables):
         raise UsageError(f"{place}: two tables of one name; give each table its own")
     return dataclasses.replace(plan, tables=tables, claims=claims)
+
+
+def check_claim(claim: Claim, place: str) -> None:
+    """Refuse a relation that does not exist, or one that has no gap with a gap; `place` names its origin in errors.
+
+    Raises:
+        UsageError: naming the claim and the mend.
+    """
+    if claim.relation not in RELATIONS:
+        raise UsageError(f"{place}: claim {claim.name}: relation={claim.relation} must be {' or '.join(RELATIONS)}")
+    if claim.relation == "equal" and (claim.min_gap or claim.min_wins is not None):
+        raise UsageError(f"{place}: claim {claim.name}: relation=equal has no min_gap and no min_wins; leave them out")
 
 
 def dump(plan: Plan) -> bytes:

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from envs.core import UsageError
+from experiments.reporting.plan import MEASURE
 
 FOLDER = Path(__file__).parent.parent / "published"
 REFERENCE = "_reference"  # PAPER_reference.csv: measured with an independent implementation, in no paper
@@ -65,30 +66,37 @@ class Published:
         return f"{self.mean}{spread} ({kind}, {seeds})"
 
 
-def lookup(paper: str | None, experiment: str | None, task: str | None, method: str | None) -> Published | None:
+def lookup(
+    paper: str | None, experiment: str | None, task: str | None, method: str | None, measure: str = MEASURE
+) -> Published | None:
     """The published row; None if there is none.
+
+    A measure other than the score is looked for by its name, as the row's `metric`; for the score the first row counts.
 
     Raises:
         UsageError: the paper has no file, or the file another layout.
     """
     if paper is None or experiment is None or task is None or method is None:
         return None
-    found = _rows(FOLDER / f"{paper}.csv").get((experiment, task, method))
+    key = experiment, task, method, None if measure == MEASURE else measure
+    found = _rows(FOLDER / f"{paper}.csv").get(key)
     reference = FOLDER / f"{paper}{REFERENCE}.csv"
-    return found or (_rows(reference).get((experiment, task, method)) if reference.exists() else None)
+    return found or (_rows(reference).get(key) if reference.exists() else None)
 
 
 @cache
-def _rows(path: Path) -> dict[tuple[str, str, str], Published]:
+def _rows(path: Path) -> dict[tuple[str, str, str, str | None], Published]:
+    """Rows by (experiment, task, method, metric); with None for the metric, the first of those."""
     reference = path.stem.endswith(REFERENCE)
     columns = ("mean", "spread", "spread_kind", "n_seeds", "source")
-    found: dict[tuple[str, str, str], Published] = {}
+    found: dict[tuple[str, str, str, str | None], Published] = {}
     try:
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
                 key = row["experiment"], row["environment"], row["method"]
                 texts = {column: row[column].strip() for column in columns}
-                found.setdefault(key, Published(**texts, reference=reference))
+                for metric in (row["metric"], None):
+                    found.setdefault((*key, metric), Published(**texts, reference=reference))
     except FileNotFoundError:
         raise UsageError(f"no published numbers of paper={path.stem}: {path.name} is not in {path.parent}") from None
     except KeyError as error:

@@ -3,6 +3,7 @@
 Everything the report shows is computed from these two files and the plan: run directories are read here only.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -17,7 +18,7 @@ import numpy as np
 
 from envs.core import UsageError
 from experiments.log import MetricsFile
-from experiments.reporting.plan import SCORES, Cell, Plan, Run
+from experiments.reporting.plan import MEASURE, SCORES, Cell, Plan, Run, Table
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 Key = tuple[str, str, str, int]  # table, task, method, seed
@@ -25,7 +26,8 @@ _FROM_RESULT = (
     "updates", "score_is", "behaviour_score", "diverged_at", "algo", "data", "env", "config", "git", "device",
     "parameters_sha256", "updates_per_second", "compile_seconds", "eval_seconds", "peak_memory_bytes",
 )  # fmt: skip
-Curves = dict[Key, tuple[np.ndarray, np.ndarray]]  # updates (evaluations,), scores (evaluations,)
+Curve = tuple[np.ndarray, np.ndarray]  # updates (evaluations,), values of the table's measure (evaluations,)
+Curves = dict[Key, Curve]
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Member:
     method: str
     seed: int
     dir: str
-    status: str  # finished | diverged | unfinished | not started | missing | unusable
+    status: str  # finished | diverged | unfinished | not started | missing | failed | unusable
     why: str = ""  # one line unless finished
     updates: int | None = None  # trained
     last: float | None = None
@@ -71,30 +73,31 @@ class Member:
         return self.status == "finished"
 
 
-def planned(plan: Plan) -> Iterator[tuple[str, Cell, Run]]:
+def planned(plan: Plan) -> Iterator[tuple[Table, Cell, Run]]:
     """(table, cell, run) of every planned member, in the plan's order."""
     for table in plan.tables:
         for cell in table.cells:
             for run in cell.runs:
-                yield table.name, cell, run
+                yield table, cell, run
 
 
 def collect(plan: Plan, root: Path) -> tuple[list[Member], Curves]:
     """Read the run directories of a plan; nothing in them can make this fail."""
     members, curves = [], {}
     for table, cell, run in planned(plan):
-        member, curve = _read_member(root / run.dir, Member(table, cell.task, cell.method, run.seed, run.dir, ""), cell)
-        members.append(member)
+        empty = Member(table.name, cell.task, cell.method, run.seed, run.dir, "")
+        member, curve = _read_member(root / run.dir, empty, table, cell)
+        members.append(_begun(member, cell, root))
         if len(curve[0]):
             curves[member.key] = curve
     return members, curves
 
 
-def _read_member(folder: Path, member: Member, cell: Cell) -> tuple[Member, tuple[np.ndarray, np.ndarray]]:
-    curve, curve_error = _read_curve(folder)
+def _read_member(folder: Path, member: Member, table: Table, cell: Cell) -> tuple[Member, Curve]:
+    curve, curve_error = _read_curve(folder, table.measure)
     try:
         result = json.loads((folder / "result.json").read_text())
-        filled = dataclasses.replace(member, **_fields(result))
+        filled = dataclasses.replace(member, **(_fields(result) | _measured(table, curve[1])))
     except FileNotFoundError:
         status, why = _not_finished(folder, curve[0], curve_error, cell)
         reached = int(curve[0][-1]) if len(curve[0]) else None
@@ -103,7 +106,31 @@ def _read_member(folder: Path, member: Member, cell: Cell) -> tuple[Member, tupl
         why = f"result.json cannot be read ({type(error).__name__}); delete it and run the command again"
         return dataclasses.replace(member, status="unusable", why=why), curve
     status, why = _judge(filled, result.get("seed"), cell)
+    if status == "unusable" and curve_error and not table.usual:
+        why = curve_error
     return dataclasses.replace(filled, status=status, why=why), curve
+
+
+def _begun(member: Member, cell: Cell, root: Path) -> Member:
+    """The member, diverged if a run that it begins from is."""
+    for folder in cell.start if member.counts else ():
+        place = f"{folder}/seed{member.seed}"
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            if (update := json.loads((root / place / "result.json").read_text()).get("diverged_at")) is not None:
+                why = f"it begins from {place}, which diverged at update {update:,}; left out of all statistics"
+                return dataclasses.replace(member, status="diverged", why=why)
+    return member
+
+
+def _measured(table: Table, values: np.ndarray) -> dict[str, Any]:
+    """The scores of a table that does not hold those of result.json: from the curve of its measure."""
+    if table.usual:
+        return {}
+    scores: dict[str, Any] = dict.fromkeys(SCORES)
+    if len(values):
+        best = values.min() if table.lower_is_better else values.max()
+        scores = {"last": float(values[-1]), "best": float(best), "mean_of_last_ten": float(values[-10:].mean())}
+    return scores if table.measure == MEASURE else scores | {"score_is": table.measure, "behaviour_score": None}
 
 
 def _fields(result: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +166,8 @@ def _not_finished(folder: Path, updates: np.ndarray, curve_error: str, cell: Cel
     total = "" if cell.updates is None else f" of {cell.updates:,}"
     if curve_error:
         return "unusable", curve_error
+    if cell.failed:
+        return "failed", cell.failed
     if len(updates):
         return "unfinished", f"stopped at update {int(updates[-1]):,}{total}; run the command again and it goes on"
     if (folder / ".hydra" / "config.yaml").exists() or (folder / "metrics.csv").exists():
@@ -148,12 +177,14 @@ def _not_finished(folder: Path, updates: np.ndarray, curve_error: str, cell: Cel
     return "not started", "not started; run the command again"
 
 
-def _read_curve(folder: Path) -> tuple[tuple[np.ndarray, np.ndarray], str]:
-    """Updates and scores of metrics.csv, and why it cannot be read (empty if it can)."""
+def _read_curve(folder: Path, measure: str) -> tuple[Curve, str]:
+    """Updates and values of a column of metrics.csv, and why it cannot be read (empty if it can)."""
     none = np.zeros(0, np.int64), np.zeros(0)
     try:
         rows = MetricsFile(folder).rows()
-        updates, scores = np.array([int(r["update"]) for r in rows], np.int64), np.array([r["score"] for r in rows])
+        if rows and measure not in rows[0] and measure != MEASURE:
+            return none, f"metrics.csv has no column {measure}; there are {', '.join(rows[0])}"
+        updates, scores = np.array([int(r["update"]) for r in rows], np.int64), np.array([r[measure] for r in rows])
     except (OSError, ValueError, TypeError, KeyError, OverflowError) as error:
         return none, f"metrics.csv cannot be read ({type(error).__name__}); set the folder aside and run again"
     if (np.diff(updates) <= 0).any():
@@ -203,7 +234,7 @@ def complete(plan: Plan, members: list[Member]) -> list[Member]:
     known = {member.key: member for member in members}
     filled = []
     for table, cell, run in planned(plan):
-        absent = Member(table, cell.task, cell.method, run.seed, run.dir, "not started", "not in runs.csv")
+        absent = Member(table.name, cell.task, cell.method, run.seed, run.dir, "not started", "not in runs.csv")
         filled.append(known.get(absent.key, absent))
     return filled
 

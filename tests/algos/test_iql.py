@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from algos import iql
+from algos import iql, losses
 from envs.core import Spec
 from tests.algos import toy
 
@@ -29,12 +29,12 @@ def target_q(state, batch):
 def test_expectile_loss_equals_the_formula():
     u = np.random.default_rng(0).standard_normal(100).astype(np.float32)
     expected = np.abs(0.7 - (u < 0)) * u**2
-    np.testing.assert_allclose(iql.expectile_loss(jnp.asarray(u), 0.7), expected, rtol=1e-5)
+    np.testing.assert_allclose(losses.expectile_loss(jnp.asarray(u), 0.7), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("expectile", [0.5, 0.7, 0.9])
 def test_expectile_of_zero_and_one_is_the_expectile_itself(expectile):
-    slope = jax.grad(lambda v: iql.expectile_loss(jnp.array([0.0, 1.0]) - v, expectile).sum())
+    slope = jax.grad(lambda v: losses.expectile_loss(jnp.array([0.0, 1.0]) - v, expectile).sum())
     assert abs(slope(expectile)) < 1e-6
     assert slope(expectile - 0.1) < -1e-2
     assert slope(expectile + 0.1) > 1e-2
@@ -116,9 +116,9 @@ def test_successors_of_terminal_rows_do_not_matter(state):
 
 
 def test_actors_rate_follows_a_cosine(state):
-    rate = iql.cosine(iql.Hyper(actor_lr=2.0, actor_lr_steps=100.0))
+    rate = losses.cosine(2.0, 100.0)
     np.testing.assert_allclose([rate(t) for t in (0, 25, 50, 100, 500)], [2, 1 + 0.5**0.5, 1, 0, 0], atol=1e-6)
-    assert iql.cosine(iql.Hyper(actor_lr=2.0, actor_lr_steps=float("inf")))(10**6) == 2.0
+    assert losses.cosine(2.0, float("inf"))(10**6) == 2.0
     hyper = iql.Hyper(actor_lr_steps=1.0)
     once = LEARN(state, toy.random_batch(), hyper)[0]
     twice = LEARN(once, toy.random_batch(1), hyper)[0]

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments.reporting.published import lookup
+
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "experiments" / "published").glob("*.csv"))
+PUBLISHED = ROOT / "experiments" / "published"
+FILES = sorted(PUBLISHED.glob("*.csv"))
 COLUMNS = ["experiment", "environment", "method", "metric", "mean", "spread", "spread_kind", "n_seeds", "source"]
 UNKNOWN = ("not found", "not applicable")
 SPECIFICATIONS = ROOT.parent / "shared" / "specs" / "results"
@@ -21,7 +24,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_there_are_published_numbers() -> None:
-    assert {"a2pr.csv", "a2pr_reference.csv"} <= {path.name for path in FILES}
+    assert {"a2pr.csv", "a2pr_reference.csv", "psec.csv"} <= {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -46,13 +49,27 @@ def test_numbers_are_those_of_the_specification(path: Path) -> None:
     specification = SPECIFICATIONS / path.name
     if not specification.is_file():
         pytest.skip("the specification is not beside this checkout")
-    assert rows(path) == rows(specification)
+    assert rows(path) == [{column: text or "not found" for column, text in row.items()} for row in rows(specification)]
 
 
 def test_known_numbers_and_unknown_ones() -> None:
     """Two of the paper's scores as quoted, one of the re-run, one that was not found."""
-    found = {(row["experiment"], row["environment"], row["method"]): row for row in rows(FILES[0])}
+    found = {(row["experiment"], row["environment"], row["method"]): row for row in rows(PUBLISHED / "a2pr.csv")}
     assert found["quoted_locomotion_1M", "hopper-medium-v2", "A2PR"]["mean"] == "100.8"
     rerun = found["rerun_one_setting_1M", "halfcheetah-medium-v2", "A2PR"]
     assert (rerun["mean"], rerun["spread"], rerun["n_seeds"]) == ("55.9", "0.6", "4")
     assert "not found" in {row["mean"] for row in found.values()}
+
+
+def test_numbers_are_looked_up_by_what_they_measure() -> None:
+    """PSEC's table 1 has two numbers a cell; its first is the score."""
+    cell = "psec", "dsrl_multi_objective", "OfflineMetadrive-easysparse-v0", "BC"
+    score, cost = lookup(*cell), lookup(*cell, "normalized_cost")
+    assert score is not None
+    assert cost is not None
+    assert (score.mean, cost.mean) == ("0.32", "4.73")
+    assert str(score) == "0.32 (no spread given, n = 4)"
+    assert lookup(*cell, "right_mode_mean") is None
+    skill = lookup("psec", "dmc_policy_shift", "dm_control walker stand->walk", "PSEC")
+    assert skill is not None
+    assert (skill.value, skill.n_seeds) == (688.0, "5")

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from envs.core import UsageError
 from experiments.report import gather
-from experiments.reporting import analysis, claims
+from experiments.reporting import analysis, claims, figures
 from experiments.reporting.analysis import CellResult
 from experiments.reporting.claims import ClaimResult
-from experiments.reporting.numbers import digits_for, interval, number
+from experiments.reporting.numbers import digits_for, interval, number, to_csv
 from experiments.reporting.published import Published
 from experiments.stats import Interval
 from tests.experiments.test_report import cell, paper, write_plan
@@ -122,6 +123,55 @@ def test_claims_hold_or_not_by_gap_and_wins(tmp_path: Path) -> None:
     }
     for word, changes in words.items():
         assert all(str(claimed(tmp_path, cells, **change).verdict) == word for change in changes)
+
+
+@pytest.mark.usefixtures("paper")
+def test_claims_of_equality_need_every_seed_the_same_in_every_digit(tmp_path: Path) -> None:
+    third = 1.0 / 3.0
+    for last, word, sign in [
+        (third, "holds", "= 0 for 2 of 2 seeds"),
+        (float(np.nextafter(third, 1.0)), "does not hold", "= 0 for 1 of 2 seeds"),
+    ]:
+        root = tmp_path / word
+        cells = [cell(root, "toy", "ours", [2.0, third]), cell(root, "toy", "theirs", [2.0, last])]
+        result = claimed(root, cells, relation="equal")
+        assert (str(result.verdict), result.sign, result.required) == (word, sign, "= 0, every seed")
+    with pytest.raises(UsageError, match="claim a: relation=same must be better or equal"):
+        claimed(tmp_path / "holds", [], relation="same")
+    with pytest.raises(UsageError, match="claim a: relation=equal has no min_gap and no min_wins"):
+        claimed(tmp_path / "holds", [], relation="equal", min_gap=1.0)
+
+
+@pytest.mark.usefixtures("paper")
+def test_where_lower_is_better(tmp_path: Path) -> None:
+    """Scores of a run are (last / 2, last + 1, last): its best is the first; ours, which are lower, are ahead."""
+    cells = [
+        cell(tmp_path, task, method, [level, level + 1.0])
+        for task in ("toy", "other")
+        for method, level in (("ours", 4.0), ("theirs", 10.0))
+    ]
+    claimed = {"name": "a", "text": "a", "table": "main", "task": "toy", "better": "ours", "worse": "theirs"}
+    write_plan(tmp_path, cells, [claimed], lower_is_better=True, metric="cost")
+    plan, members, _ = gather(tmp_path)
+    (table,) = analysis.analyse(plan, members)
+    assert [member.best for member in members if member.method == "ours"] == [2.0, 2.5, 2.0, 2.5]
+    probability = {(pair.better, pair.worse): pair.probability.value for pair in table.improvements}
+    assert probability == {("ours", "theirs"): 1.0, ("theirs", "ours"): 0.0}
+    assert list(table.thresholds) == sorted(table.thresholds, reverse=True)
+    below = {
+        method: profile.value[np.searchsorted(-table.thresholds, -7.0)] for method, profile in table.profiles.items()
+    }
+    assert below == {"ours": 1.0, "theirs": 0.0}
+    (claim,) = claims.judge(plan.claims, [table])
+    assert claim.paired is not None
+    assert (claim.paired.difference.value, claim.paired.wins, str(claim.verdict)) == (6.0, 2, "holds")
+    rows = to_csv([table], [claim]).decode()
+    assert "claims,main,toy,theirs - ours,,paired difference,6," in rows
+    assert "ours < theirs" in rows
+    assert "share below" in rows
+    figure = figures.profiles(table, figures.Look(table.table.methods))
+    assert figure is not None
+    assert "share of runs below it" in figure.light
 
 
 @pytest.mark.usefixtures("paper")

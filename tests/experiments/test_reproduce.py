@@ -15,10 +15,12 @@ from envs.datasets import download
 from experiments import paper as papers
 from experiments import reproduce as module
 from experiments import results
+from experiments import work as training
 from experiments.interrupt import EX_TEMPFAIL
 from experiments.paper import Entry, Paper, Table
 from experiments.reporting.plan import Claim
-from experiments.reproduce import ReproduceConfig, arrange, reproduce
+from experiments.reproduce import ReproduceConfig, reproduce
+from experiments.work import arrange
 from hydra_plugins.adaptax_launcher.config import LauncherConf
 from slurm.sweep import members_of
 from slurm.worker import prepare
@@ -77,7 +79,7 @@ def test_paper_configurations_are_complete(hydra, name: str) -> None:
     tables = {table.name: table for table in paper.tables}
     assert len(tables) == len(paper.tables)
     published = Path(__file__).parents[2] / "experiments" / "published"
-    known = "".join((published / f"{name}{suffix}.csv").read_text() for suffix in ("", "_reference"))
+    known = "".join(path.read_text() for path in published.glob(f"{name}*.csv"))
     for table in paper.tables:
         assert set(table.presets) <= set(papers.PRESETS)
         assert table.presets
@@ -117,8 +119,8 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(hydra, tmp_path: Path, cap
 
 def test_interrupted_continued_and_only_rendered(hydra, tmp_path: Path, capsys, monkeypatch) -> None:
     """Time runs out within the first program; the second call goes on; the third trains nothing."""
-    real = module.train
-    monkeypatch.setattr(module, "train", lambda members, deadline=None: real(members, deadline=time.monotonic()))
+    real = training.train
+    monkeypatch.setattr(training, "train", lambda members, **rest: real(members, deadline=time.monotonic()))
     assert reproduce(configured(tmp_path, minutes=1e-9), "command") == EX_TEMPFAIL
     assert not any(results.read(path) for path in folders(tmp_path, plan_of(tmp_path)))
     with pytest.raises(SystemExit) as leaving:  # as a signal would
@@ -127,7 +129,7 @@ def test_interrupted_continued_and_only_rendered(hydra, tmp_path: Path, capsys, 
     begun = [path for path in folders(tmp_path, plan_of(tmp_path)) if (path / "checkpoints" / "4").is_dir()]
     assert len(begun) == 4
 
-    monkeypatch.setattr(module, "train", real)
+    monkeypatch.setattr(training, "train", real)
     assert reproduce(configured(tmp_path), "command") == 0
     plan = plan_of(tmp_path)
     before = {path: results.read(path) for path in folders(tmp_path, plan)}
@@ -137,13 +139,13 @@ def test_interrupted_continued_and_only_rendered(hydra, tmp_path: Path, capsys, 
     first = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
     assert {"report.md", "report.html", "numbers.csv", "runs.csv", "curves.csv"} <= set(first)
 
-    monkeypatch.setattr(module, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     assert reproduce(configured(tmp_path), "command") == 0
     assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == first
 
     changed = toy()
     changed.tables[0].methods[1].overrides.append("algo.hyper.actor_lr=0.5")
-    monkeypatch.setattr(module, "train", real)
+    monkeypatch.setattr(training, "train", real)
     assert reproduce(configured(tmp_path, paper=changed), "command") == 0
     said = capsys.readouterr().out
     assert "changed configuration: toy / rate 0.01 / narrow" in said
@@ -163,7 +165,7 @@ def test_data_that_cannot_be_had_are_reported_and_the_rest_is_trained(
     def refuse(name, *rest, **more):
         raise UsageError(f"{name} cannot be fetched")
 
-    monkeypatch.setattr("envs.datasets.loader.fetch", refuse)
+    monkeypatch.setattr("envs.datasets.sources.fetch", refuse)
     assert reproduce(configured(tmp_path, paper=paper), "command") == 0
     said = capsys.readouterr()
     assert "missing data: hopper_medium-v2.hdf5" in said.out
