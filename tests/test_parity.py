@@ -1,6 +1,7 @@
 """The parity tool: recorded numbers are met; wrong numbers, arrays and files are noticed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -39,14 +40,17 @@ def shifted(name: str, x: np.ndarray) -> np.ndarray:
     return x + 1 if np.issubdtype(x.dtype, np.integer) else x + 5e-5 * (1 + np.abs(x))
 
 
-def test_public_records_are_met(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["a2pr", str(GOLDEN / "a2pr")]) == 0
+@pytest.mark.parametrize("algorithm", ["a2pr", "psec"])
+def test_public_records_are_met(algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([algorithm, str(GOLDEN / algorithm)]) == 0
     assert "0 beyond tolerance" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not (SHARED / "a2pr").is_dir(), reason="full-size records are not beside this checkout")
-def test_full_size_records_are_met() -> None:
-    assert main(["a2pr", str(SHARED / "a2pr")]) == 0
+@pytest.mark.parametrize("algorithm", ["a2pr", pytest.param("psec", marks=pytest.mark.slow)])
+def test_full_size_records_are_met(algorithm: str) -> None:
+    if not (SHARED / algorithm).is_dir():
+        pytest.skip("full-size records are not beside this checkout")
+    assert main([algorithm, str(SHARED / algorithm)]) == 0
 
 
 @pytest.mark.parametrize(("kind", "name"), [("updates", NARROW), ("d4rl_conversion", CONVERSION)])
@@ -59,6 +63,32 @@ def test_every_quantity_can_fail(kind: str, name: str, tmp_path: Path) -> None:
             arrays[key] = shifted(key, x)
     met = [row.quantity for row in compare("a2pr", case_folder(tmp_path, kind, arrays)) if row.ok]
     assert met == []
+
+
+PSEC_KINDS = ["pretrain_dropout", "lora", "critics", "composition", "composition_baselines", "sampling"]
+PSEC_GIVEN = re.compile(
+    r"(init|base/params|reward_lora|cost_lora|alpha_net|qc_target)/.*|observation|(.*/)?(x_init|z)"
+    r"|.*/batch/.*|.*/(reward_|cost_)?(time|noise)|.*/dropout_keep_mask/.*|composed_given_alpha/alpha"
+    r"|step[0-9]+/(q_target_min|v|qc_target_max|vc)"
+)
+
+
+@pytest.mark.parametrize("kind", PSEC_KINDS)
+def test_every_quantity_of_psec_can_fail(kind: str, tmp_path: Path) -> None:
+    cases = json.loads((GOLDEN / "psec" / "settings.json").read_text())["cases"]
+    (case,) = [case for case in cases if case["kind"] == kind]
+    name = case["files"]["all"]
+    with np.load(GOLDEN / "psec" / name) as file:
+        arrays = dict(file)
+    given = "noise_level/weights" if kind == "sampling" else None
+    for key, x in arrays.items():
+        if key.endswith("selected_index_min_qc"):
+            arrays[key] = (x + 1) % 8
+        elif not PSEC_GIVEN.fullmatch(key) and key != given:
+            arrays[key] = x + 1e-2 * (1 + np.abs(x))
+    np.savez(tmp_path / name, **arrays)
+    (tmp_path / "settings.json").write_text(json.dumps({"cases": [case]}))
+    assert [row.quantity for row in compare("psec", tmp_path) if row.ok] == []
 
 
 @pytest.mark.parametrize(
