@@ -244,6 +244,6 @@ def _missing(cell: Cell, missing: dict[str, str]) -> str | None:
 
 
 def data_of(cell: Cell) -> list[str]:
-    """The names of its data sets, those aside that are read from a file of the user's."""
+    """Its data sets: names, or files where they are read from one of the user's."""
     data = cell.members[0].data
-    return [*([data.name] if data.path is None else []), *data.also]
+    return [data.path or data.name, *data.also]

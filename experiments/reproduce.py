@@ -84,11 +84,14 @@ def show_plan(paper: Paper, preset: str, matrix: list[Cell], work: list[Work]) -
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(grid)
     print(f"preset={preset}: {len(work)} programs, {_time(total)} on this device (estimated)")
-    if files := sorted({file for files in missing_files(matrix).values() for file in files}):
+    missing = missing_files(matrix)
+    if files := sorted({file for name, files in missing.items() for file in files if name != file}):
         print(
             f"missing data: {', '.join(files)}: fetched when needed; without a network put them into "
             f"{download.default_cache()} (ADAPTAX_DATA names another folder)"
         )
+    if files := sorted(name for name, files in missing.items() if files == [name]):
+        print(f"missing data: {', '.join(files)}: make them with experiments.make_dataset, as the tables say")
     for table in tables.values():
         if table.unavailable:
             print(f"not run: {table.name}: {table.unavailable}")

@@ -72,7 +72,7 @@ def arrange(matrix: list[Cell]) -> list[Work]:
 
 
 def missing_files(matrix: list[Cell]) -> dict[str, list[str]]:
-    """Data sets that are not in the cache, with the files they need. Nothing is fetched."""
+    """Data sets that are not in the cache, and files that do not exist, with what they lack. Nothing is fetched."""
     needed = with_stages([cell for cell in matrix if cell.table.unavailable is None])
     found = {}
     for name in dict.fromkeys(name for cell in needed for name in data_of(cell)):
@@ -80,14 +80,20 @@ def missing_files(matrix: list[Cell]) -> dict[str, list[str]]:
             files = [str(entry.file) for entry in registry.files(registry.lookup(name))]
             if lacking := [file for file in files if not (download.default_cache() / file).is_file()]:
                 found[name] = lacking
+        elif Path(name).suffix and not Path(name).exists():
+            found[name] = [name]
     return found
 
 
 def missing_data(matrix: list[Cell]) -> dict[str, str]:
     """The reason for each data set that is not in the cache, for the report."""
-    mend = "get it with a network, or put it into the folder named by ADAPTAX_DATA"
+    fetched, made = (
+        "get it with a network, or put it into the folder named by ADAPTAX_DATA",
+        "make it as the table says",
+    )
     return {
-        name: f"the data file {' and '.join(files)} is missing: {mend}" for name, files in missing_files(matrix).items()
+        name: f"the data file {' and '.join(files)} is missing: {fetched if name in registry.registry() else made}"
+        for name, files in missing_files(matrix).items()
     }
 
 

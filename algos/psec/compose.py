@@ -58,6 +58,7 @@ class Static:
     hidden: tuple[int, ...] = (256, 256)  # of the network
     adapter: str = "lora"  # that of the skills
     skill_activation: str = "same"  # that of the skills
+    with_base: bool = False  # the base policy is mixed in too, as a first skill that changes nothing
     weighted: bool = False  # weigh the loss by the skills' reward critic, as the code for dynamics shift does
     frozen_draws: bool = False  # the same times and noises at each update, as in the original code
     candidates: int = 1  # N actions sampled while acting
@@ -109,7 +110,7 @@ def check_start(algo: Any, places: tuple[str, ...], parts: tuple[dict, ...], con
         same = jax.tree.map(lambda x, y: x.shape == y.shape and bool((x == y).all()), part["base"], parts[0]["base"])
         if not all(jax.tree.leaves(same)):
             raise UsageError(f"{place} and {places[0]} are skills of different bases: choose skills of one base")
-    skills = sum(len(part["scale"]) for part in parts)
+    skills = sum(len(part["scale"]) for part in parts) + static.with_base
     if static.context == "constant" and len(algo.hyper.constant) != skills:
         raise UsageError(
             f"algo.hyper.constant={list(algo.hyper.constant)} has {len(algo.hyper.constant)} numbers for {skills} "
@@ -274,6 +275,8 @@ def make(static: Static, spec: Spec) -> Algorithm:
 
     def init(key: Key, hyper: Hyper, *starts: dict[str, Any]) -> State:
         lora, scale, critics = all_skills(starts)
+        if static.with_base:
+            lora, scale = jax.tree.map(lambda x: jnp.concatenate([jnp.zeros_like(x[:1]), x]), (lora, scale))
         context: Params = ()
         if static.context == "vector":
             context = jnp.zeros(len(scale))

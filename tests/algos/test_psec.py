@@ -475,6 +475,18 @@ def test_an_mlp_adapter_has_a_relu_between_its_factors(frozen: dict, skills: dic
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("level", compose.LEVELS)
+def test_the_base_can_be_mixed_in(trained: tuple, inputs: tuple, level: str) -> None:
+    static = compose.Static(net=NET, level=level, context="constant", with_base=True)
+    hyper = compose.Hyper(constant=[1.0, 0.0, 0.0])
+    algo = compose.make(static, SPEC)
+    state = algo.init(jax.random.key(0), hyper, {name: getattr(trained[1], name) for name in compose.START})
+    plain = base.make(base.Static(net=NET), SPEC)
+    policy = base.State(trained[1].base, trained[1].base, ())
+    expected = plain.act(jax.random.key(5), policy, inputs[1], base.Hyper())
+    np.testing.assert_allclose(algo.act(jax.random.key(5), state, inputs[1], hyper), expected, atol=1e-6)
+
+
 def test_size_of_the_paper() -> None:
     paper = fresh_base(jax.random.key(0), Net(), 17, 6)
     count = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731

@@ -1,0 +1,6 @@
+"""Two-stage reinforcement learning for multi-entity task allocation (Gong et al., EAAI 2024, arXiv 2407.00496).
+
+Stage 1 (`preassign.py`): every free entity chooses an open task, by the similarity of learnt embeddings.
+Stage 2 (`manager.py`): every open task draws its team, one by one, from the entities that chose it.
+`worker.py` has the ablation in which entities set their own prices; `nets.py` the settings and networks of all.
+"""

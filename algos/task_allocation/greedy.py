@@ -1,0 +1,82 @@
+"""Heuristics that serve one slot after the other: the greedy one and random cover."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from algos.core import Key
+from algos.task_allocation.myopic import Problem, keep_gainful
+
+# (slot, what is still demanded (m,)) -> (N,): who joins next is the idle entity with most points, if above 0
+Points = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+TIE = 1e-5
+
+
+class _Progress(NamedTuple):
+    turn: jax.Array  # () int32: how many slots have been served or given up
+    assignment: jax.Array  # (N,) int32
+    team: jax.Array  # (N,) bool: of the slot being served
+    total: jax.Array  # (m,): the team's capabilities
+
+
+def greedy(key: Key, problem: Problem) -> jax.Array:
+    """Serve slots by decreasing reward with the entities that give most of what is still demanded per cost.
+
+    Slots that cannot be covered at a profit release their entities. Returns the assignment (N,) int32; nothing is
+    drawn.
+    """
+    tiny = jnp.finfo(problem.cost.dtype).tiny
+
+    def points(slot: jax.Array, demanded: jax.Array) -> jax.Array:
+        useful = jnp.sum(jnp.minimum(problem.capability, demanded), axis=1)
+        return useful / jnp.maximum(problem.cost[:, slot], tiny)
+
+    order = jnp.argsort(jnp.where(problem.open, -problem.reward, jnp.inf), stable=True)
+    return _serve(problem, order, points)
+
+
+def random_cover(key: Key, problem: Problem) -> jax.Array:
+    """Serve slots by index, each with entities in random order until it is covered: assignment (N,) int32.
+
+    Slots that cannot be covered at a profit release their entities.
+    """
+    dtype = problem.cost.dtype
+    priority = 1 - jax.random.uniform(key, problem.cost.shape, dtype)  # in (0, 1]
+    order = jnp.argsort(~problem.open, stable=True)
+    return _serve(problem, order, lambda slot, demanded: priority[:, slot])
+
+
+def _serve(problem: Problem, order: jax.Array, points: Points) -> jax.Array:
+    """Serve slots in `order` (T,), the open ones first, as one loop of picks: lanes of a vmap do not wait per slot."""
+    count = jnp.sum(problem.open, dtype=jnp.int32)
+    place = jnp.arange(len(problem.free))
+
+    def pick(now: _Progress) -> _Progress:
+        slot = order[now.turn]
+        demand = problem.demand[slot]
+        idle = problem.free & (now.assignment < 0) & ~now.team
+        scores = jnp.where(idle, points(slot, jnp.maximum(demand - now.total, 0)), 0)
+        best = jnp.argmax(scores >= jnp.max(scores) * (1 - TIE))
+        joins = scores[best] > 0
+        team = now.team | ((place == best) & joins)
+        total = now.total + jnp.where(joins, problem.capability[best], 0)
+        covered = jnp.all(total >= demand)
+        gains = covered & (problem.reward[slot] > jnp.sum(jnp.where(team, problem.cost[:, slot], 0)))
+        over = covered | ~joins
+        return _Progress(
+            turn=now.turn + over.astype(jnp.int32),
+            assignment=jnp.where(over & gains & team, slot.astype(jnp.int32), now.assignment),
+            team=team & ~over,
+            total=jnp.where(over, 0, total),
+        )
+
+    nobody = jnp.zeros_like(problem.free)
+    start = _Progress(
+        jnp.int32(0), jnp.where(nobody, 0, -1).astype(jnp.int32), nobody, jnp.zeros_like(problem.demand[0])
+    )
+    end = jax.lax.while_loop(lambda now: now.turn < count, pick, start)
+    return keep_gainful(problem, end.assignment)
