@@ -41,7 +41,9 @@ class DataConfig:
 class EnvConfig:
     """Where policies act. `auto` is the environment that the data come from."""
 
-    name: str = "auto"  # halfcheetah, hopper, walker2d, ant, pointmix, gymnax:ID, gymnasium:ID
+    # halfcheetah, hopper, walker2d, ant, safe-hopper ..., walker-run ..., toys; gymnax:ID, gymnasium:ID. Behind a robot
+    # other dynamics, e.g. walker2d-gravity2; behind an environment with costs -penaltyW. See envs/registry.py: NAMES.
+    name: str = "auto"
     backend: str = "auto"  # physics of the locomotion tasks: mujoco (C, any host) | mjx (in jit) | auto
 
 

@@ -12,6 +12,7 @@ from algos.core import Algorithm, Dataset, Env, Spec
 from envs import datasets, registry
 from envs.core import UsageError
 from envs.datasets import scores
+from envs.mujoco import dynamics
 from experiments.config import Config, algo_module
 from experiments.rollout import Normalizer, PoolMaker
 
@@ -125,8 +126,8 @@ def _online(config: Config) -> Task:
 
 
 def robot_reference(env: str) -> tuple[float, float] | None:
-    """D4RL's reference returns of a robot, which are the same for all its data sets."""
+    """D4RL's reference returns of a robot, which are the same for all its data sets, and for shifts of its dynamics."""
     try:
-        return datasets.reference(f"{env}-expert-v2")
+        return datasets.reference(f"{dynamics.split(env)[0]}-expert-v2")
     except UsageError:
         return None

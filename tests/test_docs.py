@@ -40,6 +40,7 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 WORDS = ("python", "make", "pip", "git", "source")  # first words of commands
 BLOCKS = ("sh", "python", "yaml", "text")
+SAFE = "OfflineHalfCheetahVelocityGymnasium-v1"
 
 # Commands that are not run, and why. `make` targets are looked up by `make -n`.
 NOT_RUN = {
@@ -59,6 +60,7 @@ NOT_RUN = {
     'eval "$(slurm/lab.sh env)"': "tests/slurm runs it",
     "slurm/lab.sh down": "tests/slurm runs it",
     "python -m tests.parity a2pr tests/golden/a2pr": "tests/test_parity.py runs it",
+    "python -m tests.parity psec tests/golden/psec": "tests/test_parity.py runs it",
     "make setup": "continuous integration runs it, as part of make test",
     "make setup EXTRAS=dev,cuda": "needs the network and a GPU",
     "make setup EXTRAS=dev,tpu": "needs the network and a TPU",
@@ -100,7 +102,7 @@ SMALL = {
     "train psec_base": f"{_SHORT} {_PSEC}",
     "train psec_skill": f"{_SHORT} {_PSEC} algo.static.critic_hidden=[8]",
     "train psec_compose": f"{_SHORT} {_PSEC} algo.static.hidden=[8]",
-    "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 overwrite=true",
+    "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 penalties=[1] stages=2 overwrite=true",
     "bench a2pr": f"{_A2PR} population=1 updates=2 chunks=1 transitions=100",
     "evaluate": "episodes=2",
     "report": "",
@@ -162,7 +164,8 @@ def extending(page: Path) -> bool:
 IN_ORDER = [DOCS / "skills.md"]  # pages whose commands build on one another
 ALL = [command for page in PAGES for command in commands_of(page)]
 FREE = [command for page in PAGES if not extending(page) and page not in IN_ORDER for command in commands_of(page)]
-TO_RUN = sorted({command for command in FREE if command.text not in NOT_RUN}, key=str)
+ORDERED = {command.text for page in IN_ORDER for command in commands_of(page)}  # also where other pages quote them
+TO_RUN = sorted({command for command in FREE if command.text not in {*NOT_RUN, *ORDERED}}, key=str)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
@@ -184,6 +187,13 @@ def record(obs_dim: int, action_dim: int, rows: int = 120, episode: int = 40) ->
     }
 
 
+def safe_record() -> dict[str, np.ndarray]:
+    """Arrays in DSRL's layout: 30 episodes, each a little more costly than the one before, most of them safe."""
+    rows = record(17, 6, rows=1200)
+    episode, step = np.divmod(np.arange(1200), 40)
+    return rows | {"costs": (step < episode // 4).astype(np.float32)}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def quick_compilation() -> Iterator[None]:
     """What is compiled here is run for a few steps."""
@@ -195,7 +205,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server that has small files under D4RL's names."""
+    """The address of a server that has small files under D4RL's names, and one under DSRL's."""
     folder = tmp_path_factory.mktemp("mirror")
     for name, shape in [
         ("hopper-medium-v2", (11, 3)),
@@ -203,6 +213,7 @@ def mirror(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ("halfcheetah-medium-v2", (17, 6)),
     ]:
         write_d4rl(folder / str(registry.lookup(name).file), record(*shape), {})
+    write_d4rl(folder / str(registry.lookup(SAFE).file), safe_record(), {})
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
@@ -217,6 +228,8 @@ def template(tmp_path_factory: pytest.TempPathFactory, mirror: str) -> Path:
     hopper = record(11, 3)
     write_d4rl(folder / "downloads" / "hopper_medium-v2.hdf5", hopper, {})
     write_d4rl(folder / "own.hdf5", record(2, 2), {})
+    write_d4rl(folder / "data" / "safe-halfcheetah-mixed.hdf5", safe_record(), {"env": "safe-halfcheetah"})
+    write_d4rl(folder / "data" / "halfcheetah-friction0.25-random.hdf5", record(17, 6), {})
     origin = {"env": "hopper", "max_episode_steps": 1000}
     write_d4rl(folder / "data" / "hopper-medium.hdf5", hopper, origin)
     write_minari(folder / "data", "adaptax/hopper/medium-v0", hopper, origin)

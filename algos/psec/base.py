@@ -1,4 +1,4 @@
-"""Stage A of PSEC: the base policy, cloned from data as a diffusion model (spec section 2.3).
+"""Stage A of PSEC: the base policy, cloned from data as a diffusion model.
 
 Trained on the data of a new task alone, this is also the paper's baseline `scratch`; trained on the data of two
 domains together, `joint training`.

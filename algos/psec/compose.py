@@ -1,4 +1,4 @@
-"""Stage C of PSEC: a network that mixes the skills of a library state by state (spec sections 2.6 and 2.8).
+"""Stage C of PSEC: a network that mixes the skills of a library state by state.
 
 Base and skills are frozen; what is learnt is alpha(s) (k numbers, unbounded) from a few good trajectories. Levels:
 
@@ -38,7 +38,7 @@ class Hyper:
 
     lr: float = 3e-4
     constant: list[float] = field(default_factory=list)  # alpha of context=constant, a number for each skill
-    # Pulls of the original code, which the paper does not mention; 1 for its numbers (spec section 7.2).
+    # Pulls of the original code, which the paper does not mention; 1 for its numbers.
     mean_pull: float = 0.0  # weight of (mean alpha - c/2)^2
     last_pull: float = 0.0  # weight of (mean of the last column - c)^2, c = 1 at the noise level
     reward_temperature: float = 10.0  # of weighted=true, see algos/psec/skill.py

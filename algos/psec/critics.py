@@ -1,4 +1,4 @@
-"""Critics of PSEC's skills: IQL for the reward, a reversed expectile for the cost (spec section 2.5).
+"""Critics of PSEC's skills: IQL for the reward, a reversed expectile for the cost.
 
 Both sides are the same program: the cost side learns Q and V of a cost with the pessimism turned round.
 """

@@ -72,7 +72,7 @@ def draw_noise(key: Key, schedule: Schedule, shape: tuple[int, ...]) -> Noise:
 def reverse_chain(
     schedule: Schedule, predict: Callable[[jax.Array, jax.Array], jax.Array], noise: Noise, temperature: ArrayLike = 1.0
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """Sample actions by the chain of spec section 2.7, clipped to [-1, 1] after every step.
+    """Sample actions by the reverse chain, clipped to [-1, 1] after every step.
 
     predict: (x (..., action_dim), t ()) -> predicted noise of the same shape as x.
     Returns the actions, and of each step the predicted noise and x after it, (T, ..., action_dim) both.

@@ -64,7 +64,7 @@ def dense(key: Key, inputs: int, outputs: int, init: Callable = xavier) -> Param
 
 
 def init_noise_net(key: Key, net: Net, obs_dim: int, action_dim: int) -> Params:
-    """Fresh parameters (spec section 3): Xavier-uniform weights, in the blocks LeCun-normal ones."""
+    """Fresh parameters, as in the authors' code: Xavier-uniform weights, in the blocks LeCun-normal ones."""
     keys = iter(jax.random.split(key, 5 + 2 * net.blocks))
     features, (first, second), hidden = 2 * net.time_features, net.time_hidden, net.hidden
     fourier = {"w": 0.2 * jax.random.normal(next(keys), (net.time_features, 1))}

@@ -1,4 +1,4 @@
-"""Stage B of PSEC: skills as low-rank increments of the frozen base (spec section 2.4).
+"""Stage B of PSEC: skills as low-rank increments of the frozen base.
 
 One run trains a skill for each of `static.kinds`, all on the same batches and with critics of their own. A kind is
 the weight that the diffusion loss gives to a transition:

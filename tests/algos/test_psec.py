@@ -13,6 +13,7 @@ from algos.losses import polyak
 from algos.psec import base, compose, critics, skill
 from algos.psec.diffusion import Noise, Schedule, add_noise, draw_noise, make_schedule, reverse_chain
 from algos.psec.nets import Net, init_noise_net, init_skill, merge, noise_net, stack
+from algos.runner import init_population, make_chunk
 from envs.core import UsageError
 
 SPEC = Spec(obs_dim=3, action_dim=2)
@@ -469,10 +470,9 @@ def test_an_mlp_adapter_has_a_relu_between_its_factors(frozen: dict, skills: dic
     alpha = jnp.ones((BATCH, 2))
     lora, mlp = (predict(NET, frozen, *inputs, skills, alpha, adapter) for adapter in ("lora", "mlp"))
     assert not np.allclose(lora, mlp)
-    positive = jax.tree.map(jnp.zeros_like, skills)
-    np.testing.assert_array_equal(
-        predict(NET, frozen, *inputs, positive, alpha, adapter="mlp"), predict(NET, frozen, *inputs)
-    )  # fmt: skip
+    nothing = jax.tree.map(jnp.zeros_like, skills)
+    plain = predict(NET, frozen, *inputs)
+    np.testing.assert_allclose(predict(NET, frozen, *inputs, nothing, alpha, adapter="mlp"), plain, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", compose.LEVELS)
@@ -519,3 +519,29 @@ def test_costs_are_needed_for_a_cost_skill(dataset: Dataset) -> None:
     with pytest.raises(UsageError, match="needs data with costs"):
         skill.check_data(algo, without)
     skill.check_data(algo, dataset)
+
+
+@pytest.mark.parametrize(("how", "tolerance"), [("map", 0.0), ("vmap", 1e-5)])
+def test_members_of_other_ranks_scales_and_weights_train_as_alone(
+    frozen: dict, dataset: Dataset, how: str, tolerance: float
+) -> None:
+    """Every hyperparameter may differ between members: among them the rank, through padding."""
+    algo = skill.make(SKILL, SPEC)
+    hypers = [
+        skill.Hyper(rank=1, lr=1e-3, scale=8.0, expectile=0.6, cost_temperature=0.5),
+        skill.Hyper(rank=4, lr=3e-3, scale=16.0, cost_expectile=0.8, reward_temperature=2.0, ema_rate=0.1),
+    ]
+
+    def trained_by(chosen: list[skill.Hyper], seeds: list[int]) -> skill.State:
+        stacked = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *chosen)
+        start = jax.tree.map(lambda x: jnp.stack([x] * len(seeds)), ({"base": frozen},))
+        population = init_population(algo, jnp.array(seeds), stacked, how, start)
+        return make_chunk(algo, 3, how)(population, dataset, jnp.int32(0))[0].state
+
+    together = trained_by(hypers, [0, 1])
+    alone = [trained_by([hyper], [seed]) for seed, hyper in enumerate(hypers)]
+    expected = jax.tree.map(lambda *x: jnp.concatenate(x), *alone)
+    check = partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(check, together.lora, expected.lora)
+    jax.tree.map(check, together.critics, expected.critics)
+    assert not together.lora["trunk"]["in"]["A"][0, :, :, 1:].any()
