@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from algos.core import Key
 from algos.task_allocation.myopic import Problem, keep_gainful
 
-# (slot, what is still demanded (m,)) -> (N,): who joins next is the idle entity with most points, if above 0
+# (slot, what is still demanded (m,)) -> (N,): the idle entity with most points joins next, the first of equals,
+# if it has any
 Points = Callable[[jax.Array, jax.Array], jax.Array]
 
 
-TIE = 1e-5
+TIE = 1e-5  # relative; scores this close are equal, else rounding would decide between 4 for 0.2 and 6 for 0.3
 
 
 class _Progress(NamedTuple):
@@ -40,14 +41,17 @@ def greedy(key: Key, problem: Problem) -> jax.Array:
 
 
 def random_cover(key: Key, problem: Problem) -> jax.Array:
-    """Serve slots by index, each with entities in random order until it is covered: assignment (N,) int32.
+    """Serve slots in random order, each with entities in random order until it is covered: assignment (N,) int32.
 
     Slots that cannot be covered at a profit release their entities.
     """
-    dtype = problem.cost.dtype
-    priority = 1 - jax.random.uniform(key, problem.cost.shape, dtype)  # in (0, 1]
-    order = jnp.argsort(~problem.open, stable=True)
-    return _serve(problem, order, lambda slot, demanded: priority[:, slot])
+    count, dtype = len(problem.free), problem.cost.dtype
+    order_key, entity_key = jax.random.split(key)
+    place = jax.random.uniform(order_key, problem.open.shape, dtype)
+    order = jnp.argsort(jnp.where(problem.open, place, jnp.inf))
+    keys = jax.random.split(entity_key, len(problem.open))  # one for each slot, so that padding changes no draw
+    priority = 1 - jax.vmap(lambda key: jax.random.uniform(key, (count,), dtype))(keys)  # (T, N) in (0, 1]
+    return _serve(problem, order, lambda slot, demanded: priority[slot])
 
 
 def _serve(problem: Problem, order: jax.Array, points: Points) -> jax.Array:
