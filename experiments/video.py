@@ -11,7 +11,7 @@ from PIL import Image
 from algos.core import Algorithm, Env
 from algos.runner import Population
 from envs.core import UsageError
-from envs.mujoco import find_robot, qpos_qvel
+from envs.mujoco import dynamics, find_robot, qpos_qvel
 from envs.mujoco.locomotion import TASKS, load_model
 from envs.mujoco.render import render
 from experiments.log import replacing
@@ -44,7 +44,7 @@ def record(algo: Algorithm, env: Env, population: Population, normalizer: Normal
     Raises:
         UsageError: the environment is no MuJoCo robot, or the machine has no OpenGL.
     """
-    if env.name not in TASKS:
+    if dynamics.split(env.name)[0] not in TASKS:
         raise UsageError(f"video draws MuJoCo robots only, not {env.name}: leave video out")
     positions = trajectory(algo, env, population, normalizer, seed)
     robot = find_robot(env.name)
