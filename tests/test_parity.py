@@ -40,7 +40,7 @@ def shifted(name: str, x: np.ndarray) -> np.ndarray:
     return x + 1 if np.issubdtype(x.dtype, np.integer) else x + 5e-5 * (1 + np.abs(x))
 
 
-@pytest.mark.parametrize("algorithm", ["a2pr", "psec"])
+@pytest.mark.parametrize("algorithm", ["a2pr", "psec", pytest.param("task_allocation", marks=pytest.mark.slow)])
 def test_public_records_are_met(algorithm: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([algorithm, str(GOLDEN / algorithm)]) == 0
     assert "0 beyond tolerance" in capsys.readouterr().out
@@ -89,6 +89,28 @@ def test_every_quantity_of_psec_can_fail(kind: str, tmp_path: Path) -> None:
     np.savez(tmp_path / name, **arrays)
     (tmp_path / "settings.json").write_text(json.dumps({"cases": [case]}))
     assert [row.quantity for row in compare("psec", tmp_path) if row.ok] == []
+
+
+DECIDE_GIVEN = re.compile(
+    r"(params0|tables)[.].*|hidden_dim|lr|preassign_.*|manager_initial_entity"
+    r"|decision[.](step_index|.*_uniform|replay_index)"
+)
+
+
+def test_every_quantity_of_decisions_can_fail(tmp_path: Path) -> None:
+    cases = json.loads((GOLDEN / "task_allocation" / "settings.json").read_text())["cases"]
+    (case,) = [case for case in cases if case["files"]["all"] == "decide_rbf.npz"]
+    with np.load(GOLDEN / "task_allocation" / "decide_rbf.npz") as file:
+        arrays = dict(file)
+    for key, x in arrays.items():
+        if not DECIDE_GIVEN.fullmatch(key):
+            arrays[key] = shifted(key, x)
+        if key.endswith(("select_critic_loss", "select_actor_loss")):
+            arrays[key][0, 0, -1] = 0.0  # one pick more
+    arrays["decision.step_index"][1] = 1  # of a decision in which nothing was drawn
+    np.savez(tmp_path / "decide_rbf.npz", **arrays)
+    (tmp_path / "settings.json").write_text(json.dumps({"cases": [case]}))
+    assert [row.quantity for row in compare("task_allocation", tmp_path) if row.ok] == []
 
 
 @pytest.mark.parametrize(

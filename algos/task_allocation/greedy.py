@@ -13,8 +13,7 @@ from algos.task_allocation.myopic import Problem, keep_gainful
 # if it has any
 Points = Callable[[jax.Array, jax.Array], jax.Array]
 
-
-TIE = 1e-5  # relative; scores this close are equal, else rounding would decide between 4 for 0.2 and 6 for 0.3
+TIE = 1e-5  # relative; scores this close are equal, else rounding would decide between 9 for 0.3 and 12 for 0.4
 
 
 class _Progress(NamedTuple):

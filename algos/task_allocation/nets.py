@@ -19,6 +19,7 @@ from algos.core import Key, Params, UsageError
 MASKED = -999999.0  # the logit of what must not be chosen
 EPSILON = 1e-8  # inside every logarithm of a probability
 CHOICES = {
+    "variant": ("two_stage", "fixed_order", "random_order"),
     "critic": ("amix", "mlp", "no_tam"),
     "mixer": ("vector", "scalar"),
     "mixer_activation": ("relu", "leaky_relu"),
@@ -53,6 +54,7 @@ class Static:
     The defaults are what we recommend; `OFFICIAL` has the original code's choices, which its records need.
     """
 
+    variant: str = "two_stage"  # without stage 1 all slots draw from one pool: fixed_order | random_order of slots
     hidden: int = 64
     critic: str = "amix"  # of stage 1: amix | mlp (w/o AMIX) | no_tam (w/o TAM)
     mixer: str = "vector"  # weights generated for each entity: vector (the code) | scalar (the paper's figure)

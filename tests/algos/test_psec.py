@@ -17,7 +17,7 @@ from algos.runner import init_population, make_chunk
 from envs.core import UsageError
 
 SPEC = Spec(obs_dim=3, action_dim=2)
-NET = Net(hidden=16, blocks=2, time_features=4, time_hidden=(8, 8), dropout=0.0)
+NET = Net(hidden=16, blocks=1, time_features=4, time_hidden=(8, 8), dropout=0.0)
 SCHEDULE = make_schedule("vp", 5)
 BATCH = 12
 SKILL = skill.Static(net=NET, max_rank=4, critic_hidden=(8, 8), batch_size=BATCH)
@@ -468,7 +468,7 @@ def test_same_init_gives_all_skills_the_same_matrices(frozen: dict) -> None:
 
 def test_an_mlp_adapter_has_a_relu_between_its_factors(frozen: dict, skills: dict, inputs: tuple) -> None:
     alpha = jnp.ones((BATCH, 2))
-    lora, mlp = (predict(NET, frozen, *inputs, skills, alpha, adapter) for adapter in ("lora", "mlp"))
+    lora, mlp = (predict(NET, frozen, *inputs, skills, alpha, adapter=name) for name in ("lora", "mlp"))
     assert not np.allclose(lora, mlp)
     nothing = jax.tree.map(jnp.zeros_like, skills)
     plain = predict(NET, frozen, *inputs)

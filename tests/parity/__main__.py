@@ -12,7 +12,8 @@ import jax
 from envs.core import UsageError
 from tests.parity.core import Row, check_all_used, print_table, read_settings, run_case
 
-ALGORITHMS = ("a2pr", "psec")  # each a module of this package with `KINDS`: a comparison for each kind of case
+# Each a module of this package with `KINDS`: a comparison for each kind of case.
+ALGORITHMS = ("a2pr", "psec", "task_allocation")
 
 
 def compare(algorithm: str, folder: Path) -> list[Row]:
