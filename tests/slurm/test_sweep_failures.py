@@ -193,7 +193,6 @@ def test_a_controller_that_is_lost_during_submission(tmp_path: Path, tmp_path_fa
         cluster.up()
 
         again = tried.launch()
-        assert "3 are queued or running\n" in again
         assert ", 1 tasks;" in again
         for array in {tried.array(), tried.job(3)}:
             cluster.wait_state(array, "COMPLETED", 120)
