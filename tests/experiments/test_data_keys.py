@@ -47,7 +47,8 @@ def test_keys_added_later_count_where_they_are_set() -> None:
     for key in schema.ADDED:
         del saved[key]
     assert schema.fingerprint_of(saved) == usual
-    settings = ["episodes=5", "fraction=0.5", "best_safe=5", "holdout=5", "also=[embedded]", "cost_limit=5"]
-    assert [text.split("=")[0] for text in settings] == list(schema.ADDED_TO_DATA)
-    others = {schema.fingerprint(composed(f"data.{text}")) for text in settings}
-    assert len(others | {usual}) == len(settings) + 1
+    values = {"episodes": 5, "fraction": 0.5, "best_safe": 5, "holdout": 5, "also": "[embedded]", "cost_limit": 5}
+    values |= {"reward_range": 5}
+    assert tuple(values) == schema.ADDED_TO_DATA
+    others = {schema.fingerprint(composed(f"data.{key}={value}")) for key, value in values.items()}
+    assert len(others | {usual}) == len(values) + 1
