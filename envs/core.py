@@ -80,6 +80,14 @@ class Env:
     params: EnvParams
     reset: Callable[[Key, EnvParams], tuple[EnvState, jax.Array]]
     step: Callable[[Key, EnvState, jax.Array, EnvParams], tuple[EnvState, TimeStep]]
+    view: Callable[[jax.Array], Any] | None = None  # an observation as what it flattens, where it is no plain vector
+
+
+def measure_names(env: Env) -> list[str]:
+    """What `step` measures besides the reward; it is traced for it, not run."""
+    key, action = jax.random.key(0), jax.numpy.zeros(env.spec.action_dim)
+    state = jax.eval_shape(env.reset, key, env.params)[0]
+    return list(jax.eval_shape(env.step, key, state, action, env.params)[1].measures)
 
 
 def autoreset(env: Env, key: Key, state: EnvState, action: jax.Array, params: EnvParams):
@@ -89,11 +97,6 @@ def autoreset(env: Env, key: Key, state: EnvState, action: jax.Array, params: En
     """
     step_key, reset_key = jax.random.split(key)
     state, step = env.step(step_key, state, action, params)
-    fresh_state, fresh_obs = env.reset(reset_key, params)
     done = step.terminated | step.truncated
-    state, obs = jax.tree.map(
-        lambda fresh, now: jax.numpy.where(done, fresh, now),
-        (fresh_state, fresh_obs),
-        (state, step.obs),
-    )
+    state, obs = jax.lax.cond(done, lambda: env.reset(reset_key, params), lambda: (state, step.obs))
     return state, obs, step

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from envs.core import Env, EnvParams, Key, TimeStep, UsageError
+from envs.core import Env, EnvParams, Key, TimeStep, UsageError, measure_names
 
 _NAME = re.compile(r"(?P<env>.+)-penalty(?P<weight>.*)")
 
@@ -42,7 +42,7 @@ def penalised(env: Env, weight: float) -> Env:
 
     Raises UsageError for an environment without costs.
     """
-    if not has_costs(env):
+    if "cost" not in measure_names(env):
         raise UsageError(f"environment {env.name!r} has no costs to penalise: choose one that has, e.g. safe-hopper")
 
     def reset(key: Key, params: Penalised) -> tuple[Any, jax.Array]:
@@ -54,10 +54,3 @@ def penalised(env: Env, weight: float) -> Env:
 
     params = Penalised(env.params, jnp.float32(weight))
     return Env(f"{env.name}-penalty{weight:g}", env.spec, env.horizon, params, reset, step)
-
-
-def has_costs(env: Env) -> bool:
-    """Whether `cost` is among the environment's measures."""
-    key, action = jax.random.key(0), jnp.zeros(env.spec.action_dim)
-    state = jax.eval_shape(env.reset, key, env.params)[0]
-    return "cost" in jax.eval_shape(env.step, key, state, action, env.params)[1].measures

@@ -97,12 +97,11 @@ def make_subject(config: BenchConfig) -> Subject:
     if name in algos.ONLINE:
         if env is None:
             raise UsageError(f"algo={name} learns in an environment: set env=NAME, e.g. env=hopper")
-        algo, source = module.make(config.algo.static, spec, env), env.params
+        algo = module.make(config.algo.static, spec, env)
+        source = env.params
     else:
-        algo, source = (
-            module.make(config.algo.static, spec),
-            synthetic(spec, config.transitions, costs=hasattr(module, "check_data")),
-        )
+        algo = module.make(config.algo.static, spec)
+        source = synthetic(spec, config.transitions)
         if hasattr(module, "example_start"):
             start = module.example_start(jax.random.key(0), config.algo.static, spec)
     if config.updates % algo.updates_per_step:
@@ -123,14 +122,13 @@ def _spec(config: BenchConfig, env: Env | None) -> Spec:
     return dataclasses.replace(own, **asked)
 
 
-def synthetic(spec: Spec, rows: int, costs: bool = False) -> Dataset:
-    """Normal observations and rewards, uniform actions, no ends: the numbers do not matter to the speed."""
+def synthetic(spec: Spec, rows: int) -> Dataset:
+    """Normal observations and rewards, uniform actions, no costs, no ends: the numbers do not matter to the speed."""
     keys = jax.random.split(jax.random.key(0), 4)
     obs, next_obs = (jax.random.normal(key, (rows, spec.obs_dim)) for key in keys[:2])
     action = jax.random.uniform(keys[2], (rows, spec.action_dim), minval=-spec.max_action, maxval=spec.max_action)
-    zeros = jnp.zeros(rows)
-    reward, cost = jax.random.normal(keys[3], (rows,)), zeros if costs else None
-    transitions = Transition(obs, action, reward, next_obs, zeros, zeros, cost)
+    reward, zeros = jax.random.normal(keys[3], (rows,)), jnp.zeros(rows)
+    transitions = Transition(obs, action, reward, next_obs, terminated=zeros, truncated=zeros, cost=zeros)
     return Dataset(transitions, jnp.zeros(spec.obs_dim), jnp.ones(spec.obs_dim))
 
 

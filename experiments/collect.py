@@ -9,6 +9,8 @@ from jax.typing import ArrayLike
 
 from algos.core import Env, Key, Transition
 from envs.core import autoreset
+from envs.datasets.episodes import bounds, numbers, sums
+from envs.datasets.hdf5 import Raw
 
 Rows = dict[str, np.ndarray]  # in D4RL's names, each with leading axis N
 Policy = Callable[[Key, jax.Array], jax.Array]  # (key, obs (n, obs_dim)) -> actions (n, action_dim)
@@ -86,9 +88,9 @@ def subset(rows: Rows, transitions: int) -> Rows:
 
 def whole(rows: Rows, horizon: int) -> Rows:
     """The episodes that terminated or lasted `horizon` steps, without those that the recording's end cut."""
-    ends = np.flatnonzero(rows["terminals"] | rows["timeouts"])
-    lengths = np.diff(ends, prepend=-1)
-    kept = np.repeat(rows["terminals"][ends] | (lengths == horizon), lengths)
+    episodes = bounds(Raw(**rows))
+    uncut = (sums(rows["terminals"], episodes) > 0) | (episodes.length == horizon)
+    kept = uncut[numbers(episodes)]
     return {key: value[kept] for key, value in rows.items()}
 
 

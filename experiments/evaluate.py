@@ -31,7 +31,7 @@ from envs.datasets import scores
 from experiments import library, provenance, video
 from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded, use_compilation_cache
-from experiments.config import algo_module, algo_schema
+from experiments.config import DataConfig, algo_module, algo_schema
 from experiments.log import write_atomically
 from experiments.rollout import RETURN, Normalizer, PoolMaker, episode_seeds, make_evaluator
 from experiments.start import from_shapes
@@ -63,7 +63,9 @@ class Policy:
     env: Env | PoolMaker
     env_name: str
     backend: str
-    reference: tuple[float, float] | None  # returns of score 0 and 100
+    reference: tuple[float, float] | None  # returns of score 0 and of the top score
+    top_score: float
+    cost_limit: float  # of an episode
     update: int
     note: dict[str, Any]
 
@@ -123,7 +125,7 @@ def load(options: Options) -> Policy:
     online = name in algos.ONLINE
     extra = (registry.make(note["env"], config["env"]["backend"]),) if online else ()
     algo = algo_module(name).make(typed.static, spec, *extra)
-    began = [from_shapes(one["shapes"]) for one in note["start"]]
+    began = [from_shapes(one["shapes"]) for one in note.get("start", [])]
     found = checkpoints.restore(jax.eval_shape(algo.init, jax.random.key(0), typed.hyper, *began))
     assert found is not None
     update, state, note = found
@@ -131,8 +133,16 @@ def load(options: Options) -> Policy:
     hyper = jax.tree.map(lambda x: jnp.array([x], jnp.float32), typed.hyper)
     population = Population(jax.random.key(config["seed"])[None], state, hyper, jnp.ones(1, bool))
     normalizer = (jnp.array(note["obs_mean"], jnp.float32), jnp.array(note["obs_std"], jnp.float32))
-    reference = note["reference"] if env_name == note["env"] else robot_reference(env_name)
-    return Policy(algo, population, normalizer, env, env_name, backend, reference, update, note)
+    score = _score_of(note, env_name)
+    cost_limit = note.get("cost_limit", DataConfig.cost_limit)
+    return Policy(algo, population, normalizer, env, env_name, backend, *score, cost_limit, update, note)
+
+
+def _score_of(note: dict[str, Any], env_name: str) -> tuple[tuple[float, float] | None, float]:
+    """Reference returns and top score: those of training, elsewhere D4RL's of the robot."""
+    if env_name != note["env"]:
+        return robot_reference(env_name), scores.TOP_SCORE
+    return note["reference"], note.get("top_score", scores.TOP_SCORE)
 
 
 def _checkpoints(run_dir: Path) -> Checkpoints:
@@ -182,7 +192,7 @@ def evaluate(options: Options) -> dict[str, Any]:
     returns = sums.pop(RETURN)[0].astype(np.float64)
     measures = {name: summary(values[0].astype(np.float64)) for name, values in sorted(sums.items())}
     if "cost" in sums:
-        costs = scores.normalized_cost(sums["cost"][0], policy.note["cost_limit"])
+        costs = scores.normalized_cost(sums["cost"][0], policy.cost_limit)
         measures["normalized_cost"] = summary(costs)
     result = {
         "algo": policy.note["config"]["algo"]["name"],
@@ -205,9 +215,9 @@ def evaluate(options: Options) -> dict[str, Any]:
 
 
 def _scores(policy: Policy, returns: np.ndarray) -> np.ndarray:
-    """Normalised as in training."""
+    """Normalised, as in training where the environment is the same."""
     assert policy.reference is not None
-    return scores.score(returns, policy.reference, policy.note["top_score"])
+    return scores.score(returns, policy.reference, policy.top_score)
 
 
 def _draw(policy: Policy, seed: int, target: Path) -> None:

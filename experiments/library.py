@@ -24,7 +24,7 @@ BASE = "../../base"  # from the folder of a skill
 FIELDS = ("base", "lora", "scale", "critics")  # of a run's state
 KEPT = (  # of a run's note: where and how its policy acts
     "config", "data_sha256", "obs_mean", "obs_std", "obs_dim", "action_dim", "max_action", "env", "reference",
-    "cost_limit", "diverged_at",
+    "top_score", "cost_limit", "diverged_at",
 )  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def check_library(lib: Path) -> None:
 
 
 def kept(note: dict[str, Any]) -> dict[str, Any]:
-    """What a library keeps of a run's note."""
-    return {name: note[name] for name in KEPT}
+    """What a library keeps of a run's note, which has fewer entries where an earlier version wrote it."""
+    return {name: note[name] for name in KEPT if name in note}
 
 
 def short(digest: str) -> str:

@@ -64,19 +64,15 @@ def train(
                 rundir.set_aside(folder)
         _accepted([m.config for m in members], lambda c: held.enter_context(rundir.locked([run_dir(c)])), refused)
         left = [m for m in members if m.dir not in (refused or {}) and results.read(m.dir) is None]
-        _accepted([m.config for m in left], lambda config: _begin_from(left, config), refused)
+        begun = _accepted([m.config for m in left], start.load, refused)
         left = [m for m in left if m.dir not in (refused or {})]
+        for member, begins in zip(left, begun, strict=True):
+            member.start = begins
         for group in groups(left, configs[0].run.save_every):
             if interrupt.signalled:  # at the end of the group before
                 interrupt.leave("stopped between groups; the same command goes on")
             _train_group(task, group, on_evaluation, interrupt)
     return [{} if run_dir(c) in (refused or {}) else results.read(run_dir(c)) or {} for c in configs]
-
-
-def _begin_from(members: list[Member], config: Config) -> None:
-    """Read what the member of that configuration begins from."""
-    member = next(m for m in members if m.config is config)
-    member.start = start.load(config)
 
 
 def _accepted(configs: list[Config], action: Callable[[Config], Any], refused: dict[Path, str] | None) -> list[Any]:

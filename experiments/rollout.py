@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from algos.core import Algorithm, Dataset, Env, Metrics
 from algos.runner import Population, over_members
 from envs.adapters import GymnasiumPool
+from envs.core import measure_names
 
 RETURN = "return"
 Normalizer = tuple[jax.Array, jax.Array]  # mean and std of observations, (obs_dim,) each
@@ -69,7 +70,7 @@ def make_evaluator(algo: Algorithm, env: Env | PoolMaker, episodes: int, how: st
             sums = {name: carry.sums[name] + jnp.where(carry.done, 0.0, x) for name, x in gained.items()}
             return _Carry(carry.t + 1, env_state, step.obs, carry.done | step.terminated | step.truncated, sums)
 
-        none = dict.fromkeys((RETURN, *_measures(env)), jnp.zeros(seeds.size))
+        none = dict.fromkeys((RETURN, *measure_names(env)), jnp.zeros(seeds.size))
         start = _Carry(jnp.int32(0), env_state, obs, jnp.zeros(seeds.size, bool), none)
         sums = jax.lax.while_loop(unfinished, advance, start).sums
         return {name: x.reshape(seeds.shape) for name, x in sums.items()}
@@ -80,12 +81,6 @@ def make_evaluator(algo: Algorithm, env: Env | PoolMaker, episodes: int, how: st
 def acting_key(seed: ArrayLike, t: jax.Array) -> jax.Array:
     """What the policy draws from at step `t` of the episodes that begin with the episode of `seed`."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _ACTING), t)
-
-
-def _measures(env: Env) -> list[str]:
-    key, action = jax.random.key(0), jnp.zeros(env.spec.action_dim)
-    state = jax.eval_shape(env.reset, key, env.params)[0]
-    return list(jax.eval_shape(env.step, key, state, action, env.params)[1].measures)
 
 
 def _on_host(make_pool: PoolMaker, policy: Callable) -> Evaluator:

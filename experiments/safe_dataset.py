@@ -10,9 +10,10 @@ import numpy as np
 from algos import sac
 from algos.core import Env
 from algos.runner import Population
-from envs.core import UsageError
+from envs.core import UsageError, measure_names
 from envs.datasets import dsrl
-from envs.penalty import has_costs
+from envs.datasets.episodes import bounds, sums
+from envs.datasets.hdf5 import Raw
 from experiments import collect
 from experiments.checkpoint import Checkpoints
 from experiments.config import Config, EnvConfig, run_dir
@@ -26,7 +27,7 @@ def check(training: Config, env: Any, penalties: list[float], stages: int) -> No
     Raises:
         UsageError: an environment without costs, no or impossible penalties, more stages than evaluations.
     """
-    if not isinstance(env, Env) or not has_costs(env):
+    if not isinstance(env, Env) or "cost" not in measure_names(env):
         raise UsageError(f"level=mixed records costs and env={training.env.name} has none: choose e.g. env=safe-hopper")
     if not penalties or len(set(penalties)) < len(penalties) or not all(0.0 <= x < float("inf") for x in penalties):
         raise UsageError(f"penalties={penalties} must be different numbers, 0 or more, e.g. penalties=[0,1,10]")
@@ -102,12 +103,11 @@ def learn(training: Config, task: Task, penalty: float, stages: int) -> list[tup
 
 def summary(rows: collect.Rows) -> dict[str, Any]:
     """Number of whole episodes and the means of their returns and costs; None where there is no episode."""
-    ends = np.flatnonzero(rows["terminals"] | rows["timeouts"])
-    if not len(ends):
+    if not len(rows["rewards"]):
         return {"episodes": 0, "return_mean": None, "cost_mean": None}
-    starts = np.concatenate([[0], ends[:-1] + 1])
-    returns, costs = (np.add.reduceat(rows[key].astype(np.float64), starts) for key in ("rewards", "costs"))
-    return {"episodes": len(ends), "return_mean": float(returns.mean()), "cost_mean": float(costs.mean())}
+    episodes = bounds(Raw(**rows))
+    returns, costs = (float(sums(rows[key], episodes).mean()) for key in ("rewards", "costs"))
+    return {"episodes": len(episodes.length), "return_mean": returns, "cost_mean": costs}
 
 
 def dsrl_name(env: str) -> str | None:

@@ -87,10 +87,8 @@ def missing_files(matrix: list[Cell]) -> dict[str, list[str]]:
 
 def missing_data(matrix: list[Cell]) -> dict[str, str]:
     """The reason for each data set that is not in the cache, for the report."""
-    fetched, made = (
-        "get it with a network, or put it into the folder named by ADAPTAX_DATA",
-        "make it as the table says",
-    )
+    fetched = "get it with a network, or put it into the folder named by ADAPTAX_DATA"
+    made = "make it as the table says"
     return {
         name: f"the data file {' and '.join(files)} is missing: {fetched if name in registry.registry() else made}"
         for name, files in missing_files(matrix).items()

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from envs import pointmix  # noqa: E402
@@ -40,6 +41,15 @@ def pointmix_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     write_d4rl(path, arrays, {"env": "pointmix", "max_episode_steps": 30})
     return path
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """What the module compiles is run for a few steps: optimising it would take longer than it saves."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import pytest
 import submitit  # noqa: F401 (it sets up logging when imported: not while a test's output is captured)
@@ -35,6 +34,8 @@ from envs.datasets.hdf5 import write_d4rl
 from envs.datasets.minari_write import write_minari
 from envs.mujoco.render import render
 from tests.conftest import ROOT
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
@@ -192,15 +193,6 @@ def safe_record() -> dict[str, np.ndarray]:
     rows = record(17, 6, rows=1200)
     episode, step = np.divmod(np.arange(1200), 40)
     return rows | {"costs": (step < episode // 4).astype(np.float32)}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """What is compiled here is run for a few steps."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

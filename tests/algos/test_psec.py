@@ -1,4 +1,4 @@
-"""PSEC: the spec's acceptance tests, apart from the recorded numbers (tests/parity) and scores (tests/envs)."""
+"""PSEC: what the paper's equations promise; recorded numbers are in tests/parity, scores in tests/envs."""
 
 import dataclasses
 from functools import partial

@@ -1,4 +1,4 @@
-"""Two-stage task allocation, what is learnt: the spec's acceptance tests 1-6, masks, switches, bad settings."""
+"""Two-stage task allocation, what is learnt: the promises of the paper's equations, masks, switches, bad settings."""
 
 from functools import partial
 from typing import Any

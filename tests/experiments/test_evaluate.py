@@ -3,7 +3,9 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +13,12 @@ from PIL import Image, ImageSequence
 from scipy import stats
 
 from envs.core import UsageError
+from envs.datasets.files import sha256_of
 from envs.datasets.hdf5 import write_d4rl
 from envs.datasets.scores import reference
 from envs.mujoco.render import render
 from experiments import evaluate
+from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded
 from experiments.config import Config, DataConfig, EnvConfig, RunConfig, algo_module, algo_schema
 from experiments.loop import train
@@ -99,6 +103,38 @@ def test_scores_use_the_reference_of_the_data(hopper_run: Path) -> None:
     low, high = reference("hopper-medium-v2")
     assert result["score"]["mean"] == pytest.approx(100 * (result["return"]["mean"] - low) / (high - low))
     assert result["score"]["mean"] == pytest.approx(last_row(hopper_run)["score"], rel=1e-5)
+
+
+def with_note(run: Path, folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of a run, its newest checkpoint saved with another note."""
+    copy = Path(shutil.copytree(run, folder))
+    file = copy / "checkpoints" / str(Checkpoints(copy).newest()) / "note" / "metadata"
+    note = json.loads(file.read_text())
+    change(note)
+    file.write_text(json.dumps(note))
+    manifest = file.parents[1] / "manifest.json"
+    digests = json.loads(manifest.read_text()) | {"note/metadata": sha256_of(file)}
+    manifest.write_text(json.dumps(digests))
+    return copy
+
+
+def test_notes_of_earlier_versions(hopper_run: Path, tmp_path: Path) -> None:
+    def forget(note: dict[str, Any]) -> None:
+        for key in ("start", "top_score", "cost_limit"):
+            del note[key]
+
+    policy = evaluate.load(evaluate.Options(with_note(hopper_run, tmp_path / "old", forget)))
+    assert (policy.reference, policy.top_score) == (list(reference("hopper-medium-v2")), 100.0)
+    assert policy.cost_limit == 10.0
+
+
+def test_top_score_is_that_of_the_reference(hopper_run: Path, tmp_path: Path) -> None:
+    """A run on DSRL's data is scored up to 1, but up to 100 in a robot of D4RL's."""
+    told = {"env": "safe-hopper", "reference": [5.0, 105.0], "top_score": 1.0}
+    folder = with_note(hopper_run, tmp_path / "safe", lambda note: note.update(told))
+    here, there = (evaluate.load(evaluate.Options(folder, env_name=name)) for name in ("auto", "hopper"))
+    assert (here.reference, here.top_score) == ([5.0, 105.0], 1.0)
+    assert (there.reference, there.top_score) == (reference("hopper-expert-v2"), 100.0)
 
 
 def test_an_online_run(tmp_path: Path) -> None:

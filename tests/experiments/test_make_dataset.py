@@ -212,4 +212,5 @@ def test_bad_mixture(args: list[str], words: str, make: Make, tmp_path: Path, ca
 def test_whole_drops_what_the_recordings_end_cut() -> None:
     row = np.arange(10)  # an episode that terminates, one cut after 2 steps, another that terminates, one of 3 steps
     rows = {"rewards": row, "terminals": np.isin(row, [2, 6]), "timeouts": np.isin(row, [4, 9])}
+    rows |= {"observations": row[:, None], "actions": row[:, None]}
     assert collect.whole(rows, 3)["rewards"].tolist() == [0, 1, 2, 5, 6, 7, 8, 9]

@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from experiments.loop import train
 from experiments.provenance import tree_sha256
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SPEC = Spec(2, 2, 1.0)
 NET = nets.Net(hidden=8, blocks=1, time_features=4, time_hidden=(8, 8), dropout=0.0)
 OBS = jnp.linspace(-0.9, 0.9, 8).reshape(4, 2)
@@ -34,15 +36,6 @@ STATIC: dict[str, Any] = {
     "psec_skill": skill.Static(NET, kinds=("reward", "feasible"), max_rank=4, critic_hidden=(8,), batch_size=8),
     "psec_compose": compose.Static(NET, hidden=(8,), batch_size=8),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """What is compiled here is run for a few steps."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def config(algo: str, folder: Path, began: list[Path], **hyper: Any) -> Config:
@@ -298,6 +291,23 @@ def test_merged_weights_act_like_the_skill(lib: Path, skill_run: Path, tmp_path:
     np.testing.assert_allclose(got, wanted, atol=1e-5)
     result = evaluate.evaluate(evaluate.Options(out, episodes=2))
     assert (result["algo"], result["env"], len(result["returns"])) == ("psec_base", "eight-modes", 2)
+
+
+def test_merged_weights_are_scored_like_the_skill(made: Made, tmp_path: Path) -> None:
+    lib, told = tmp_path / "lib", {"reference": [0.0, 5.0], "top_score": 1.0}
+    skills.main(["add", str(lib), str(made("run", note=told)), "name=walk"])
+    skills.main(["merge", str(lib), str(tmp_path / "out"), "walk=1"])
+    policy = evaluate.load(evaluate.Options(tmp_path / "out"))
+    assert (policy.reference, policy.top_score) == ([0.0, 5.0], 1.0)
+
+
+def test_a_skill_of_a_version_without_top_scores_is_merged(lib: Path, tmp_path: Path) -> None:
+    folder = lib / "skills" / "both-reward"
+    part, note = Checkpoints(folder).parts(library.FIELDS) or ({}, {})
+    del note["top_score"]
+    Checkpoints(folder).save(8, part, note)
+    skills.main(["merge", str(lib), str(tmp_path / "out"), "both-reward=1"])
+    assert evaluate.load(evaluate.Options(tmp_path / "out")).top_score == 100.0
 
 
 def test_merged_weights_are_a_base(lib: Path, tmp_path: Path) -> None:
