@@ -3,9 +3,14 @@
 OFFLINE = (  # make(static, spec), trained on a Dataset
     "a2pr", "td3_bc", "iql", "bc", "psec_base", "psec_skill", "psec_compose",
 )  # fmt: skip
-ONLINE = ("sac",)  # make(static, spec, env), trained on environment parameters
+ONLINE = (  # make(static, spec, env), trained on its parameters
+    "sac", "task_allocation", "task_allocation_transfer", "allocation_solver",
+)  # fmt: skip
 FOLDERS = {  # of papers with several phases: the module of each
     "psec_base": "psec.base",
     "psec_skill": "psec.skill",
     "psec_compose": "psec.compose",
+    "task_allocation": "task_allocation.train",
+    "task_allocation_transfer": "task_allocation.transfer",
+    "allocation_solver": "task_allocation.solver",
 }

@@ -4,8 +4,9 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from envs import mujoco, penalty, pointmix
+from envs import allocation, mujoco, penalty, pointmix
 from envs.adapters import GymnasiumPool, from_gymnax
+from envs.allocation.adapter import contract_env
 from envs.core import Env, UsageError
 from envs.mujoco import dynamics
 from envs.mujoco.locomotion import TASKS
@@ -17,7 +18,7 @@ TOYS: dict[str, Callable[[], Env]] = {
     "eight-modes": eight_modes.make,
     "two-regions": two_regions.make,
 } | {f"pointspeed-{speed:g}": functools.partial(pointspeed.make, speed) for speed in pointspeed.SPEEDS}
-NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS)
+NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS, *allocation.NAMES)
 
 
 def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPool]:
@@ -27,6 +28,7 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
     from a number of episodes to a `GymnasiumPool`. `backend` (auto, mujoco, mjx) is for MuJoCo robots alone.
     Behind a robot's name there can be a shift of its dynamics (halfcheetah-friction0.25, see `mujoco.dynamics`), and
     behind an environment with costs what of them is taken off the reward (safe-hopper-penalty2, see `penalty`).
+    Task allocation on instances drawn at random has their sizes in the name (rbf-train-12x3, see `allocation`).
     Raises UsageError for a name that is not known, with the nearest one that is, and for a misplaced backend.
     """
     if (found := penalty.split(name)) is not None:
@@ -44,6 +46,8 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
         return pointmix.make()
     if name in TOYS:
         return TOYS[name]()
+    if allocation.is_name(name):
+        return contract_env(allocation.make(name))
     if name.startswith(GYMNAX):
         return from_gymnax(name.removeprefix(GYMNAX))
     if name.startswith(GYMNASIUM):

@@ -45,6 +45,7 @@ class EnvConfig:
     # other dynamics, e.g. walker2d-gravity2; behind an environment with costs -penaltyW. See envs/registry.py: NAMES.
     name: str = "auto"
     backend: str = "auto"  # physics of the locomotion tasks: mujoco (C, any host) | mjx (in jit) | auto
+    evaluate: str | None = None  # online: where policies are evaluated, if not where they learn; of the same shapes
 
 
 @dataclass
@@ -91,6 +92,7 @@ UNHASHED = (
 # Keys added after runs had been recorded: they count only where they differ from their default, so that runs
 # without them keep their directories.
 ADDED = ("start",)
+ADDED_TO_ENV = ("evaluate",)
 ADDED_TO_DATA = ("episodes", "fraction", "best_safe", "holdout", "also", "cost_limit", "reward_range")
 
 
@@ -217,6 +219,7 @@ def fingerprint_of(config: dict[str, Any]) -> str:
     content["run"] = {key: value for key, value in config["run"].items() if key not in UNHASHED}
     if content.get("start"):  # named by what was run, wherever that lies
         content["start"] = [Path(*Path(folder).parts[-3:]).as_posix() for folder in content["start"]]
+    content["env"] = _changed(config["env"], EnvConfig(), ADDED_TO_ENV)
     content["data"] = _changed(config["data"], DataConfig(), ADDED_TO_DATA)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 

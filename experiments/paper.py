@@ -64,6 +64,7 @@ class Table:
     lower_is_better: bool = False
     score: str = "last"  # last | best | mean_of_last_ten: which the paper reports
     published: str | None = None  # the `experiment` of the rows in experiments/published that it answers
+    published_metric: str | None = None  # the `metric` of those rows, where it is not named as the measure
     not_comparable: str | None = None  # why its numbers cannot be held against published ones
     unavailable: str | None = None  # why it cannot be run in this version
     updates_per_second: dict[str, float] = field(default_factory=dict)  # by platform, members together: for estimates
@@ -214,7 +215,7 @@ def plan(
     tables = []
     for table in {cell.table.name: cell.table for cell in cells}.values():
         held = [_planned(cell, root, missing, failed or {}) for cell in cells if cell.table is table]
-        same = ("title", "protocol", "metric", "score", "published", "not_comparable", "measure", "lower_is_better")
+        same = {field.name for field in dataclasses.fields(report.Table)} - {"name", "cells"}
         tables.append(report.Table(table.name, held, **{key: getattr(table, key) for key in same}))
     claims = [claim for claim in paper.claims if claim.table in {table.name for table in tables}]
     return Plan(tables, claims, paper.name, preset, paper.title, command)

@@ -76,6 +76,8 @@ def members_by(how: str) -> str:
 
 def _offline(config: Config) -> Task:
     data = config.data
+    if config.env.evaluate is not None:
+        raise UsageError(f"env.evaluate={config.env.evaluate} is for online algorithms: set env.name to it instead")
     if data.name == "none":
         name = config.algo.name
         raise UsageError(
@@ -121,8 +123,15 @@ def _online(config: Config) -> Task:
     algo = algo_module(name).make(config.algo.static, env.spec, env)
     normalizer = (jnp.zeros(env.spec.obs_dim), jnp.ones(env.spec.obs_dim))
     how = members_by(config.run.members)
-    reference = robot_reference(env.name)
-    return Task(env.name, algo, env, env.name, env.spec, env.params, normalizer, how, reference, None, [])
+    judge = env if config.env.evaluate is None else registry.make(config.env.evaluate, config.env.backend)
+    if (spec := judge.spec if isinstance(judge, Env) else judge(1).spec) != env.spec:
+        raise UsageError(
+            f"env.evaluate={config.env.evaluate} has (observations, actions, largest action) of {spec}, "
+            f"{env.name} {env.spec}: choose one of the same shapes"
+        )
+    judge_name = config.env.evaluate or env.name
+    reference = robot_reference(judge_name)
+    return Task(env.name, algo, judge, judge_name, env.spec, env.params, normalizer, how, reference, None, [])
 
 
 def robot_reference(env: str) -> tuple[float, float] | None:

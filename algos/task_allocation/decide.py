@@ -1,4 +1,4 @@
-"""A whole decision: who serves which open slot, and what both stages learn from it (spec sections 2.2 to 2.5).
+"""A whole decision: who serves which open slot, and what both stages learn from it.
 
 Stage 1 lets every free entity choose an open slot; stage 2 serves the slots one after the other, each from those who
 chose it. In the variants without stage 1 the slots draw from one pool, in the order of their numbers or a random one.
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from algos.core import Key, Metrics
-from algos.task_allocation import manager, preassign
+from algos.task_allocation import manager, preassign, worker
 from algos.task_allocation.nets import Hyper, Sizes, Static
 
 
@@ -29,6 +29,7 @@ class State(NamedTuple):
     stage1: Stage1 | None  # None in the variants without it
     manager: manager.State
     episode: jax.Array  # () int32, for stage1_bootstrap: the caller adds one where an episode ends
+    workers: worker.State | None = None  # of variant=selfish
 
 
 class Draws(NamedTuple):
@@ -38,6 +39,7 @@ class Draws(NamedTuple):
     picks: jax.Array | None  # (T, N) or longer, uniforms: the picks of each slot in turn
     order: jax.Array  # (T,) int32: slots as they are served
     replay: jax.Array | None  # (batch_size,) int32: rows of the buffer, this decision included; None: stage 1 rests
+    prices: jax.Array | None = None  # (T, N) standard normal: the noise of the prices that slots are asked
 
 
 class Result(NamedTuple):
@@ -59,15 +61,18 @@ class _Served(NamedTuple):
 
     entities: jax.Array  # (T, N, d): the table that each slot selected from
     selection: manager.Selection
+    metrics: Metrics  # of the workers
 
 
-def init(key: Key, static: Static, problem: Any) -> State:
+def init(key: Key, static: Static, problem: Any, hyper: Hyper) -> State:
     """Fresh networks and an empty buffer for problems of this one's sizes and dtype."""
-    stage1_key, manager_key = jax.random.split(key)
+    stage1_key, manager_key, worker_key = jax.random.split(key, 3)
     entities, slots = problem.cost.shape
     sizes = Sizes(entities, slots, problem.entities.shape[-1], problem.slots.shape[-1])
-    stage1 = preassign.init(stage1_key, static, sizes) if static.variant == "two_stage" else None
-    return begin(static, stage1, manager.init(manager_key, static, sizes, problem.entities), problem)
+    stage1 = preassign.init(stage1_key, static, sizes) if static.preassigns else None
+    workers = worker.init(worker_key, static, sizes, hyper) if static.variant == "selfish" else None
+    state = begin(static, stage1, manager.init(manager_key, static, sizes, problem.entities), problem)
+    return state._replace(workers=workers)
 
 
 def begin(static: Static, stage1: preassign.State | None, stage2: manager.State, problem: Any) -> State:
@@ -83,7 +88,7 @@ def begin(static: Static, stage1: preassign.State | None, stage2: manager.State,
 def draw(key: Key, static: Static, state: State, problem: Any, *, sampled: bool = True, learning: bool = True) -> Draws:
     """The chance of the next decision, which has to be of this state; not `sampled`: most probable choices."""
     entities, slots = problem.cost.shape
-    assignment_key, picks_key, order_key, replay_key = jax.random.split(key, 4)
+    assignment_key, picks_key, order_key, replay_key, price_key = jax.random.split(key, 5)
     dtype = problem.entities.dtype
     order = jnp.arange(slots, dtype=jnp.int32)
     if static.variant == "random_order":
@@ -96,7 +101,9 @@ def draw(key: Key, static: Static, state: State, problem: Any, *, sampled: bool 
     if not sampled:
         return Draws(None, None, order, replay)
     assignment = jax.random.uniform(assignment_key, (entities,), dtype)
-    return Draws(assignment, jax.random.uniform(picks_key, (slots, entities), dtype), order, replay)
+    picks = jax.random.uniform(picks_key, (slots, entities), dtype)
+    prices = None if state.workers is None else jax.random.normal(price_key, (slots, entities), dtype)
+    return Draws(assignment, picks, order, replay, prices)
 
 
 def decide(
@@ -111,7 +118,7 @@ def decide(
         probs = preassign.probabilities(state.stage1.networks.actor, problem, hyper)
         assignment = preassign.choose(problem, probs, draws.assignment)
     live = _live(static, problem)
-    stage2, entities, served = _serve(static, state.manager, problem, assignment, live, draws, hyper, learning)
+    stage2, workers, entities, served = _serve(static, state, problem, assignment, live, draws, hyper, learning)
     metrics: Metrics = {}
     if learning and static.manager_update == "per_decision":
         stage2, metrics = manager.learn_decision(
@@ -120,6 +127,7 @@ def decide(
     selection = jax.tree.map(lambda x: x[jnp.argsort(draws.order)], served.selection)
     if learning and static.manager_update == "per_step":
         metrics = _mean_losses(selection)
+    metrics |= {name: x.mean() for name, x in served.metrics.items()}
     total = selection.total.sum()
     stage1, updated = state.stage1, jnp.zeros((), bool)
     if learning and stage1 is not None and assignment is not None:
@@ -130,38 +138,46 @@ def decide(
         selection.team, assignment, live, selection.length, total, selection.critic_loss, selection.actor_loss,
         updated, metrics,
     )  # fmt: skip
-    return State(stage1, stage2, state.episode), result
+    return State(stage1, stage2, state.episode, workers), result
 
 
 def _live(static: Static, problem: Any) -> jax.Array:
     """Slots (T,) that are served. An empty slot never has a team under way: nobody earns anything in it."""
-    if static.variant == "two_stage" or not static.serve_empty:
+    if static.preassigns or not static.serve_empty:
         return problem.open
     return (problem.open | ~(problem.slots != 0).any(-1)) & problem.slot_mask
 
 
 def _serve(
-    static: Static, state: manager.State, problem: Any, assignment: jax.Array | None, live: jax.Array, draws: Draws,
+    static: Static, state: State, problem: Any, assignment: jax.Array | None, live: jax.Array, draws: Draws,
     hyper: Hyper, learning: bool,
-) -> tuple[manager.State, jax.Array, _Served]:  # fmt: skip
-    """Stage 2: the manager afterwards, the entities (N, d) with the costs of the slots they were asked for last."""
+) -> tuple[manager.State, worker.State | None, jax.Array, _Served]:  # fmt: skip
+    """Stage 2: manager, workers, and the entities (N, d) with the costs of the slots that they were last asked for."""
 
     def serve(carry: tuple, j: jax.Array) -> tuple[tuple, _Served]:
-        state, entities, pool = carry
-        mine = pool if assignment is None else assignment == j
-        asked = jnp.where(mine & live[j], problem.cost[:, j], entities[:, 0])
+        state, workers, entities, pool = carry
+        mine = (pool if assignment is None else assignment == j) & live[j]
+        asked = jnp.where(mine, problem.cost[:, j], entities[:, 0])
         entities = entities.at[:, 0].set(asked)
-        slot = manager.Slot(entities, problem.entity_mask, problem.slots[j], mine, live[j])
+        seen = entities
+        metrics: Metrics = {}
+        if workers is not None:
+            noise = jnp.zeros_like(asked) if draws.prices is None else draws.prices[j]
+            workers, prices = worker.request(workers, problem.slots[j], mine, noise, hyper)
+            seen = entities.at[:, 0].set(jnp.where(mine, prices, asked))
+        slot = manager.Slot(seen, problem.entity_mask, problem.slots[j], mine, live[j])
         uniform = None if draws.picks is None else draws.picks[j]
         demands = problem.demand.shape[-1]
         state, selection = manager.select(static, state, slot, uniform, demands, hyper, learning)
+        if workers is not None and learning:
+            workers, metrics = worker.learn(workers, problem.slots[j], mine, prices, selection.team, hyper)
         if assignment is None:
             pool = manager.remaining(static, pool, selection)
-        return (state, entities, pool), _Served(entities, selection)
+        return (state, workers, entities, pool), _Served(seen, selection, metrics)
 
-    begun = (state, problem.entities, problem.free & problem.entity_mask)
-    (state, entities, _), served = jax.lax.scan(serve, begun, draws.order)
-    return state, entities, served
+    begun = (state.manager, state.workers, problem.entities, problem.free & problem.entity_mask)
+    (stage2, workers, entities, _), served = jax.lax.scan(serve, begun, draws.order)
+    return stage2, workers if learning else state.workers, entities, served
 
 
 def _mean_losses(selection: manager.Selection) -> Metrics:

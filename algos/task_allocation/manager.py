@@ -1,7 +1,7 @@
 """Stage 2: a slot draws its team from its pool, one entity at a time; the manager learns from every pick.
 
 The manager is a discrete soft actor-critic of fixed temperature. A pick's state is the slot's row with what is still
-demanded, its reward the slot's reward once covered, less the entity's cost. Spec section 2.3.
+demanded, its reward the slot's reward once covered, less the entity's cost.
 """
 
 from typing import NamedTuple

@@ -19,7 +19,8 @@ from algos.core import Key, Params, UsageError
 MASKED = -999999.0  # the logit of what must not be chosen
 EPSILON = 1e-8  # inside every logarithm of a probability
 CHOICES = {
-    "variant": ("two_stage", "fixed_order", "random_order"),
+    "variant": ("two_stage", "selfish", "fixed_order", "random_order"),
+    "acting": ("most_probable", "sampled"),
     "critic": ("amix", "mlp", "no_tam"),
     "mixer": ("vector", "scalar"),
     "mixer_activation": ("relu", "leaky_relu"),
@@ -54,7 +55,11 @@ class Static:
     The defaults are what we recommend; `OFFICIAL` has the original code's choices, which its records need.
     """
 
-    variant: str = "two_stage"  # without stage 1 all slots draw from one pool: fixed_order | random_order of slots
+    # two_stage | selfish: entities set their prices, too | without stage 1 all slots draw from one pool, slots in
+    # fixed_order | random_order
+    variant: str = "two_stage"
+    learning: bool = True  # false: what there is plays on, e.g. untrained networks, or trained ones elsewhere
+    acting: str = "most_probable"  # in evaluations: most_probable choices | sampled, as in training
     hidden: int = 64
     critic: str = "amix"  # of stage 1: amix | mlp (w/o AMIX) | no_tam (w/o TAM)
     mixer: str = "vector"  # weights generated for each entity: vector (the code) | scalar (the paper's figure)
@@ -89,6 +94,11 @@ class Static:
             )
         if self.stage1_bootstrap and self.critic == "mlp":
             raise UsageError("algo.static.stage1_bootstrap=true needs values of entities: set critic=amix or no_tam")
+
+    @property
+    def preassigns(self) -> bool:
+        """Whether there is a stage 1."""
+        return self.variant in ("two_stage", "selfish")
 
 
 OFFICIAL: dict[str, Any] = {  # switches of `Static` at the original code's settings
@@ -195,7 +205,7 @@ def init_mixer(key: Key, static: Static, sizes: Sizes) -> Params:
 
 
 def mix(static: Static, mixer: Params, entities: jax.Array, entity_mask: jax.Array, values: jax.Array) -> jax.Array:
-    """Qtot () of the values (N,) of entities, which are zero where unassigned (AMIX, spec section 2.2).
+    """Qtot () of the values (N,) of entities, which are zero where unassigned (AMIX).
 
     entities: features (N, d), zero rows where unavailable. Those still receive attention; padding does not.
     """

@@ -1,7 +1,7 @@
 """Stage 1: every free entity chooses an open slot; a critic of the joint choice learns the decision's return.
 
 Functions of one decision take anything with the fields entities (N, d), slots (T, d'), free (N,), open (T,),
-entity_mask (N,) and slot_mask (T,), the last four boolean. Spec sections 2.2 and 2.5.
+entity_mask (N,) and slot_mask (T,), the last four boolean.
 """
 
 from typing import Any, NamedTuple

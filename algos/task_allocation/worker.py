@@ -1,4 +1,4 @@
-"""The ablation of selfish entities: each entity learns the price it asks of a slot (spec section 2.5).
+"""The ablation of selfish entities: each entity learns the price it asks of a slot.
 
 A price replaces the entity's cost in what the manager sees, not what the environment charges. Every entity has its
 own networks and optimisers, on a leading axis N; only those that were asked change.

@@ -3,6 +3,7 @@
     rbf-a, rbf-b, material, electric-a, electric-b, almighty    published instances under published rules
     rbf-a-newtasks, rbf-b-newtasks                              the same entities, the published other queue
     rbf-train-12x3, rbf-heldout-20x5, ...                       a new instance each episode, 12 entities, 3 slots
+    rbf-heldout-8x3-in-20x5, ...                                the same, padded to 20 entities, 5 slots
 
 `-recommended` behind a name takes `core.RECOMMENDED` in place of the published rules; generated instances are ours
 and always have it.
@@ -36,7 +37,7 @@ PUBLISHED: dict[str, Callable[[], Any]] = {
 }
 SUFFIX = "-recommended"
 NAMES = (*PUBLISHED, *(name + SUFFIX for name in PUBLISHED))
-GENERATED = re.compile(r"(rbf|material|electric|almighty)-(train|heldout)-(\d+)x(\d+)")
+GENERATED = re.compile(r"(rbf|material|electric|almighty)-(train|heldout)-(\d+)x(\d+)(?:-in-(\d+)x(\d+))?")
 
 
 def is_name(name: str) -> bool:
@@ -50,9 +51,10 @@ def make(name: str) -> AllocationEnv:
     Raises UsageError for a name that is not known and for sizes that no instance can be generated of.
     """
     if (found := GENERATED.fullmatch(name)) is not None:
-        kind, split, entities, slots = found.groups()
+        kind, split, entities, slots, most_entities, most_slots = found.groups()
         sizes = generate.sizes_for(kind, int(entities), int(slots))
-        return make_generated(kind, sizes, generate.RANGES[kind, split](sizes), name)
+        padded = generate.sizes_for(kind, int(most_entities or entities), int(most_slots or slots))
+        return make_generated(kind, padded, generate.RANGES[kind, split](sizes), name)
     if name not in NAMES:
         near = difflib.get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise UsageError(f"allocation environment {name!r} is not known; did you mean {near!r}? (also: rbf-train-12x3)")
@@ -64,7 +66,7 @@ def make(name: str) -> AllocationEnv:
 def make_fixed(kind: str, params: EnvParams, rules: Rules = OFFICIAL, name: str | None = None) -> AllocationEnv:
     """The environment `kind` (rbf, material, electric, almighty) on one instance; see `instances`."""
     reset, step, problem = _functions(kind, rules)
-    return AllocationEnv(name or kind, int(params.tables.horizon), params, reset, step, problem, kind)
+    return AllocationEnv(name or kind, int(params.tables.horizon), params, reset, step, problem, kind, rules)
 
 
 def make_generated(
@@ -90,7 +92,7 @@ def make_generated(
         return pose(state.state, state.instance)
 
     horizon = PROBLEMS[kind].HORIZON
-    return AllocationEnv(name or f"{kind}-generated", horizon, ranges, reset, step, problem, kind)
+    return AllocationEnv(name or f"{kind}-generated", horizon, ranges, reset, step, problem, kind, rules)
 
 
 def _functions(kind: str, rules: Rules) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

@@ -1,11 +1,12 @@
 """Allocation environments behind the contract of `envs.core.Env`: a flat observation, a flat action in [-1, 1].
 
 Observation: slots (T * d), entities (N * d), pair costs (T * N, Electric only), free (N), open (T), and the masks of
-real entities (N) and slots (T). Action: a score for each slot and entity (T * N); an entity joins the open slot of its
-highest score if that is above 0.
+real entities (N) and slots (T). Action: a score for each slot and entity (T * N). A free entity joins the open slot of
+its highest score if that is above 0; by the published rules any entity joins every slot of a score above 0.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -87,10 +88,12 @@ def contract_env(env: AllocationEnv) -> Env:
         return state, flatten(problem, layout)
 
     def step(key: Key, state: EnvState, action: jax.Array, params: EnvParams) -> tuple[EnvState, TimeStep]:
-        teams = teams_of(action.reshape(layout.slots, layout.entities), env.problem(state, params))
+        scores = action.reshape(layout.slots, layout.entities)
+        teams = scores > 0 if env.rules.any_teams else teams_of(scores, env.problem(state, params))
         state, outcome = env.step(key, state, teams, params)
         obs = flatten(outcome.problem, layout)
         measures = {"gross": outcome.gross}
         return state, TimeStep(obs, outcome.reward, outcome.terminated, outcome.truncated, measures)
 
-    return Env(env.name, Spec(layout.obs_dim, layout.action_dim), env.horizon, env.params, reset, step)
+    spec, view = Spec(layout.obs_dim, layout.action_dim), partial(unflatten, layout=layout)
+    return Env(env.name, spec, env.horizon, env.params, reset, step, view)

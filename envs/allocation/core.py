@@ -29,10 +29,12 @@ class Rules:
     # Electric: tasks lie at doubled coordinates, which decay, too, and release whichever node shares most
     # coordinates with them; a slot's number decides about its coefficient; slot 2 is never filled again.
     electric_quirks: bool = True
+    # Teams are taken as they are, though an entity be busy or in two of them. (Checked by `adapter.contract_env`.)
+    any_teams: bool = True
 
 
 OFFICIAL = Rules()
-RECOMMENDED = Rules(reopen_on_decay=False, electric_quirks=False)
+RECOMMENDED = Rules(reopen_on_decay=False, electric_quirks=False, any_teams=False)
 
 
 class Problem(NamedTuple):
@@ -90,6 +92,7 @@ class AllocationEnv:
     step: Callable[[Key, EnvState, jax.Array, EnvParams], tuple[EnvState, Outcome]]
     problem: Callable[[EnvState, EnvParams], Problem]  # what `reset` and `step` answer, for any state
     kind: str  # rbf, material, electric, almighty
+    rules: Rules
 
     @property
     def pair_costs(self) -> bool:

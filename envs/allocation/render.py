@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from envs.allocation.core import AllocationEnv, Problem
 from envs.allocation.generate import Episode
+from envs.allocation.picture import Frame, picture
 from envs.core import EnvParams, Key, UsageError
 
-SCALE = 2  # drawn larger and shrunk, for smooth edges
 TITLES = {"rbf": "RBF", "material": "Material", "electric": "Electric", "almighty": "Almighty"}
-MAP, PANEL, HEADER = 520, 340, 44
-INK, PALE, LINE, PAPER = "#1f2933", "#c5ccd3", "#e4e7eb", "#ffffff"
-# Okabe and Ito's colours, told apart by the colour-blind, then darker ones.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b", "#4d4d4d")
+EVEN = 40  # pictures of an episode, at most, besides those of completed tasks
+MILLISECONDS = 200  # a picture stands
 
 
 class Recording(NamedTuple):
@@ -31,19 +30,6 @@ class Recording(NamedTuple):
     side: int  # cells along the grid's side; 0 where there is no grid
 
 
-class Frame(NamedTuple):
-    """One step: the decision's problem and what was made of it."""
-
-    kind: str
-    problem: Problem  # before the step
-    place: np.ndarray | None  # (N, 2) of entities after the step, in [0, 1]
-    task_place: np.ndarray | None  # (T, 2)
-    team: np.ndarray  # (T, N) bool
-    arrived: np.ndarray  # (T, N) bool, members who are where the task is
-    completed: np.ndarray  # (T,) bool
-    side: int
-
-
 def record(
     env: AllocationEnv, policy: Callable[[Key, Problem], jax.Array], key: Key, params: EnvParams | None = None
 ) -> Recording:
@@ -53,43 +39,59 @@ def record(
     def advance(carry: tuple[Any, Problem], step_key: Key) -> tuple[Any, Any]:
         state, problem = carry
         act_key, env_key = jax.random.split(step_key)
-        state, outcome = env.step(env_key, state, policy(act_key, problem), params)
-        return (state, outcome.problem), (state, outcome)
+        after, outcome = env.step(env_key, state, policy(act_key, problem), params)
+        over = outcome.terminated | outcome.truncated
+        return (after, outcome.problem), (state, outcome.reward, outcome.gross, over)
 
-    def play(key: Key) -> Any:
+    def play(key: Key) -> tuple[Any, ...]:
         reset_key, key = jax.random.split(key)
-        begin = env.reset(reset_key, params)
-        return begin, jax.lax.scan(advance, begin, jax.random.split(key, env.horizon))[1]
+        (last, _), (states, *rest) = jax.lax.scan(
+            advance, env.reset(reset_key, params), jax.random.split(key, env.horizon)
+        )
+        return jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), states, last), *rest
 
-    (state, problem), (states, outcome) = jax.device_get(jax.jit(play)(key))
-    side = int(getattr(getattr(state, "instance", params), "side", 0))
-    if isinstance(state, Episode):
-        state, states = state.state, states.state
-    length = int(np.argmax(outcome.terminated | outcome.truncated)) + 1
-    states, problems = (
-        jax.tree.map(lambda first, rest: np.concatenate([first[None], rest[:length]]), *pair)
-        for pair in ((state, states), (problem, outcome.problem))
-    )
-    return Recording(env.kind, states, problems, outcome.reward[:length], outcome.gross[:length], side)
+    states, profit, gross, over = jax.jit(play)(key)
+    length = int(np.argmax(over)) + 1
+    return recording_of(env, jax.tree.map(lambda x: x[: length + 1], states), profit[:length], gross[:length], params)
+
+
+def recording_of(
+    env: AllocationEnv, states: Any, profit: jax.Array, gross: jax.Array, params: EnvParams | None = None
+) -> Recording:
+    """An episode that was played elsewhere.
+
+    states: what `env.reset` and `env.step` returned, leading axis S + 1; profit, gross: (S,) of its steps.
+    """
+    params = env.params if params is None else params
+    problems = jax.jit(jax.vmap(env.problem, (0, None)))(states, params)
+    states, problems, profit, gross = jax.device_get((states, problems, profit, gross))
+    side = int(np.ravel(getattr(getattr(states, "instance", params), "side", 0))[0])
+    if isinstance(states, Episode):
+        states = states.state
+    return Recording(env.kind, states, problems, profit, gross, side)
 
 
 def draw(recording: Recording) -> list[Image.Image]:
-    """One picture for each step; in Almighty, which has only one, a picture for each team."""
+    """Pictures of at most EVEN steps evenly apart, of those that complete a task, and of the last one.
+
+    In Almighty, which has only one step, there is a picture for each team.
+    """
     steps = len(recording.profit)
-    frames = [_frame(recording, step) for step in range(steps)]
     profit, gross = np.cumsum(recording.profit), np.cumsum(recording.gross)
-    titles = [f"step {i + 1}    profit {profit[i]:.1f}    gross {gross[i]:.0f}" for i in range(steps)]
+    shown = [i for i in range(steps) if i % -(-steps // EVEN) == 0 or recording.gross[i] > 0 or i == steps - 1]
+    frames = [_frame(recording, step) for step in shown]
+    titles = [f"step {i + 1}    profit {profit[i]:.1f}    gross {gross[i]:.0f}" for i in shown]
     if recording.kind == "almighty":
-        count = len(frames[0].team)
-        shown = [np.arange(count) < i for i in range(count + 1)]
+        count = int(frames[0].problem.slot_mask.sum())
+        begun = [np.arange(len(frames[0].team)) < i for i in range(count + 1)]
         frames = [
-            frames[0]._replace(team=frames[0].team & x[:, None], completed=x & frames[0].completed) for x in shown
+            frames[0]._replace(team=frames[0].team & x[:, None], completed=x & frames[0].completed) for x in begun
         ]
         titles = [f"team {i} of {count}" for i in range(count)] + titles
-    return [_picture(frame, f"{TITLES[recording.kind]}    {title}") for frame, title in zip(frames, titles)]
+    return [picture(frame, f"{TITLES[recording.kind]}    {title}") for frame, title in zip(frames, titles)]
 
 
-def save_gif(path: str | Path, pictures: Sequence[Image.Image], milliseconds: int = 150) -> None:
+def save_gif(path: str | Path, pictures: Sequence[Image.Image], milliseconds: int = MILLISECONDS) -> None:
     """Write an animation that holds its last picture for two seconds. Raises UsageError for no pictures."""
     if not pictures:
         raise UsageError("no pictures to animate; draw a recording of at least one step")
@@ -128,175 +130,3 @@ def _places(recording: Recording, before: Any, after: Any, problem: Problem) -> 
         most = 1.08 * max(recording.problems.entities[..., 2:].max(), recording.problems.slots[..., 2:].max())
         return problem.entities[:, 2:] / most, problem.slots[:, 2:] / most
     return None, None
-
-
-class _Canvas:
-    """A drawing in points, whatever the scale."""
-
-    def __init__(self) -> None:
-        size = ((MAP + PANEL) * SCALE, (MAP + HEADER) * SCALE)
-        self.image = Image.new("RGB", size, PAPER)
-        self._draw = ImageDraw.Draw(self.image)
-
-    def text(self, x: float, y: float, text: str, size: int = 13, fill: str = INK, anchor: str = "lm") -> None:
-        font = ImageFont.load_default(size * SCALE)
-        self._draw.text((x * SCALE, y * SCALE), text, fill, font, anchor)
-
-    def box(self, x: float, y: float, w: float, h: float, fill: str | None, edge: str | None = None) -> None:
-        corners = [x * SCALE, y * SCALE, (x + w) * SCALE, (y + h) * SCALE]
-        self._draw.rounded_rectangle(corners, 3 * SCALE, fill, edge, SCALE * (2 if edge else 0))
-
-    def dot(self, x: float, y: float, r: float, fill: str | None, edge: str | None = None) -> None:
-        corners = [(x - r) * SCALE, (y - r) * SCALE, (x + r) * SCALE, (y + r) * SCALE]
-        self._draw.ellipse(corners, fill, edge, 2 * SCALE if edge else 0)
-
-    def line(self, x0: float, y0: float, x1: float, y1: float, fill: str, width: float = 1.0) -> None:
-        ends = [x0 * SCALE, y0 * SCALE, x1 * SCALE, y1 * SCALE]
-        self._draw.line(ends, fill, round(width * SCALE))
-
-    def finished(self) -> Image.Image:
-        return self.image.reduce(SCALE)
-
-
-def _picture(frame: Frame, title: str) -> Image.Image:
-    canvas = _Canvas()
-    canvas.text(16, HEADER / 2, title, 16)
-    canvas.text(MAP + PANEL - 20, HEADER / 2, "light grey: free    dark grey: busy", 11, "#8893a0", "rm")
-    if frame.kind == "almighty":
-        _draw_skills(canvas, frame)
-    else:
-        _draw_map(canvas, frame)
-    _draw_panel(canvas, frame)
-    return canvas.finished()
-
-
-def _colour(slot: int) -> str:
-    return COLOURS[slot % len(COLOURS)]
-
-
-def _tint(colour: str, share: float = 0.35) -> str:
-    """The colour mixed with white."""
-    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#" + "".join(f"{round(255 - share * (255 - part)):02x}" for part in parts)
-
-
-def _slot_of(frame: Frame) -> np.ndarray:
-    """The last team that each entity is in (N,), -1 for none."""
-    numbers = np.arange(len(frame.team))[:, None]
-    return np.where(frame.team, numbers, -1).max(axis=0)
-
-
-def _draw_map(canvas: _Canvas, frame: Frame) -> None:
-    assert frame.place is not None
-    assert frame.task_place is not None
-    left, top, side = 16, HEADER, MAP - 32
-    canvas.box(left, top, side, side, "#fafbfc")
-    if frame.kind == "rbf":
-        for i in range(frame.side + 1):
-            at = i * side / frame.side
-            canvas.line(left + at, top, left + at, top + side, LINE)
-            canvas.line(left, top + at, left + side, top + at, LINE)
-    # The first coordinate is a row on RBF's grid and x elsewhere.
-    turn = (lambda p: p[:, ::-1]) if frame.kind == "rbf" else (lambda p: np.stack([p[:, 0], 1 - p[:, 1]], axis=1))
-    place = turn(frame.place) * side + (left, top)
-    tasks = turn(frame.task_place) * side + (left, top)
-    where = _spread(place, side / frame.side) if frame.kind == "rbf" else place
-    for slot in map(int, np.flatnonzero((frame.problem.slots != 0).any(axis=1))):
-        _draw_task(canvas, frame, slot, tasks[slot], where)
-    slot_of = _slot_of(frame)
-    strength = np.asarray(frame.problem.capability).sum(axis=1)
-    radius = 2.2 + (6 if frame.kind == "electric" else 2.4) * strength / np.max(strength)
-    for i in map(int, np.flatnonzero(frame.problem.entity_mask)):
-        fill = _colour(slot_of[i]) if slot_of[i] >= 0 else (PALE if frame.problem.free[i] else "#8893a0")
-        canvas.dot(float(where[i, 0]), float(where[i, 1]), float(radius[i]), fill)
-
-
-def _draw_task(canvas: _Canvas, frame: Frame, slot: int, at: np.ndarray, entities: np.ndarray) -> None:
-    colour, half = _colour(slot), ((MAP - 32) / 2 / frame.side - 2 if frame.kind == "rbf" else 10)
-    x, y = float(at[0]), float(at[1])
-    if frame.kind != "rbf":
-        for i in np.flatnonzero(frame.team[slot]):
-            canvas.line(float(entities[i, 0]), float(entities[i, 1]), x, y, _tint(colour, 0.6), 1.5)
-    fill = _tint(colour, 0.45 if frame.completed[slot] else 0.15)
-    canvas.box(x - half, y - half, 2 * half, 2 * half, fill, colour)
-    if frame.kind == "rbf":
-        canvas.text(x - half + 4, y - half + 8, str(slot + 1), 12, colour)
-    else:
-        canvas.text(x + half + 4, y - half + 3, str(slot + 1), 12, colour)
-
-
-def _spread(place: np.ndarray, cell_side: float) -> np.ndarray:
-    """Entities of one cell side by side in it, instead of one above the other."""
-    out = place.copy()
-    for cell in np.unique(place.round(3), axis=0):
-        here = np.flatnonzero((place.round(3) == cell).all(axis=1))
-        across = int(np.ceil(np.sqrt(len(here))))
-        pitch = min(10.0, 0.84 * cell_side / across)
-        for k, i in enumerate(here):
-            out[i] += ((np.array([k % across, k // across])) - (across - 1) / 2) * pitch
-    return out
-
-
-def _draw_panel(canvas: _Canvas, frame: Frame) -> None:
-    """What every slot pays and asks for, and how far its team gets: dark has arrived, light is on the way."""
-    height = _row_height(frame)
-    for slot in range(int(frame.problem.slot_mask.sum())):
-        x, y = MAP + 8, HEADER + slot * height
-        row, colour = frame.problem.slots[slot], _colour(slot)
-        if not row.any():
-            canvas.text(x, y + 12, f"{slot + 1}   empty", 13, PALE)
-            continue
-        canvas.dot(x + 8, y + 12, 9, colour)
-        canvas.text(x + 8, y + 12, str(slot + 1), 11, PAPER, "mm")
-        members = int(frame.team[slot].sum())
-        state = "done" if frame.completed[slot] else (f"{members} in its team" if members else "waiting")
-        canvas.text(x + 26, y + 12, f"pays {row[0]:.3g}", 13)
-        canvas.text(x + PANEL - 28, y + 12, state, 13, colour if members else PALE, "rm")
-        if frame.kind != "almighty":
-            _draw_bars(canvas, frame, slot, x + 26, y + 26, PANEL - 54, height - 36)
-
-
-def _row_height(frame: Frame) -> float:
-    """Of a slot in the panel."""
-    return min(96.0, (MAP - 24) / int(frame.problem.slot_mask.sum()))
-
-
-def _draw_bars(canvas: _Canvas, frame: Frame, slot: int, x: float, y: float, w: float, h: float) -> None:
-    demand = frame.problem.demand[slot]
-    asked = np.flatnonzero(demand > 0)
-    thick = min(12.0, h / max(len(asked), 1))
-    for k, dimension in enumerate(asked):
-        top, size = y + k * thick, max(thick - 3, 1.0)
-        canvas.box(x, top, w, size, LINE)
-        for who, share in ((frame.team[slot], 0.35), (frame.arrived[slot], 1.0)):
-            reach = float(frame.problem.capability[who, dimension].sum() / demand[dimension])
-            if reach > 0:
-                canvas.box(x, top, max(w * min(reach, 1.0), size), size, _tint(_colour(slot), share))
-
-
-def _draw_skills(canvas: _Canvas, frame: Frame) -> None:
-    """Entities on the left, tasks on the right, each a strip of its skills; lines are teams, dark skills covered."""
-    problem = frame.problem
-    count, slots = int(problem.entity_mask.sum()), int(problem.slot_mask.sum())
-    pitch, height = (MAP - 32) / count, _row_height(frame)
-    slot_of = _slot_of(frame)
-    for j in range(slots):
-        y, colour = HEADER + j * height + 12, _colour(j)
-        for member in map(int, np.flatnonzero(frame.team[j])):
-            canvas.line(152, HEADER + (member + 0.5) * pitch, 352, y, _tint(colour, 0.7), 1.5)
-        covered = np.asarray(problem.capability)[frame.team[j]].sum(axis=0)
-        strip = np.asarray(problem.demand[j])
-        _draw_strip(canvas, strip > 0, 358, y, _tint(colour))
-        _draw_strip(canvas, (strip > 0) & (covered >= strip), 358, y, colour, None)
-    for i in range(count):
-        grey = PALE if problem.free[i] else "#8893a0"
-        colour = _colour(int(slot_of[i])) if slot_of[i] >= 0 else grey
-        _draw_strip(canvas, np.asarray(problem.capability[i]) > 0, 20, HEADER + (i + 0.5) * pitch, colour)
-
-
-def _draw_strip(
-    canvas: _Canvas, skills: np.ndarray, x: float, y: float, colour: str, blank: str | None = "#f1f3f5"
-) -> None:
-    width = 128 / len(skills)
-    for k, skill in enumerate(skills):
-        canvas.box(x + k * width, y - 6, width - 3, 12, colour if skill else blank)

@@ -117,7 +117,8 @@ def analyse(plan: Plan, members: list[Member]) -> list[TableResult]:
 def _table(plan: Plan, table: Table, groups: dict[tuple[str, str, str], list[Member]]) -> TableResult:
     cells = []
     for cell in table.cells:
-        published = lookup(plan.paper, table.published, cell.published_task, cell.published_method, table.measure)
+        metric = table.published_metric or table.measure
+        published = lookup(plan.paper, table.published, cell.published_task, cell.published_method, metric)
         members = groups.get((table.name, cell.task, cell.method), [])
         cells.append(_judged(CellResult(cell, members, published, {}, None, None), table))
     result = TableResult(table, cells, [], np.zeros(0), {}, [])

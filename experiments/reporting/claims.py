@@ -47,16 +47,19 @@ def _judge(claim: Claim, table: TableResult | None) -> ClaimResult:
     """
     if table is None:
         return _untested(claim, f"there is no table {claim.table}")
-    better, worse = table.cell(claim.task, claim.better), table.cell(claim.task, claim.worse)
-    against_data = claim.worse == BEHAVIOUR and worse is None
-    if why := _lacking(better, claim.better) or ("" if against_data else _lacking(worse, claim.worse)):
+    names = (claim.better, claim.worse)
+    cells = [table.cell(claim.task, name) for name in names]
+    constants = [_constant(name, cells[0]) if cell is None else None for name, cell in zip(names, cells)]
+    lacking = [_lacking(cell, name) for name, cell, constant in zip(names, cells, constants) if constant is None]
+    if why := next(filter(None, lacking), "two numbers are no claim" if not lacking else ""):
         return _untested(claim, why)
-    assert better is not None
-    x = _by_seed(better, table.table.score)
-    if against_data and better.behaviour is None:
-        return _untested(claim, "the behaviour policy's score is not known")
-    y = dict.fromkeys(x, better.behaviour) if worse is None else _by_seed(worse, table.table.score)
-    shared = sorted(set(x) & set(y))
+    found = [_by_seed(cell, table.table.score) for cell in cells if cell is not None]
+    seeds = set.intersection(*(set(values) for values in found))
+    x, y = (
+        dict.fromkeys(seeds, constant) if cell is None else _by_seed(cell, table.table.score)
+        for cell, constant in zip(cells, constants)
+    )
+    shared = sorted(seeds)
     if not shared:
         return _untested(claim, f"{claim.better} and {claim.worse} share no seed")
     if claim.min_wins is not None and claim.min_wins > len(shared):
@@ -71,12 +74,24 @@ def _judge(claim: Claim, table: TableResult | None) -> ClaimResult:
     return ClaimResult(claim, paired, Verdict("holds" if holds else "does not hold"))
 
 
+def _constant(name: str, beside: CellResult | None) -> float | None:
+    """The value of a side that is no method: a number, or the behaviour policy's where it is known."""
+    if name == BEHAVIOUR:
+        return None if beside is None else beside.behaviour
+    try:
+        return float(name)
+    except ValueError:
+        return None
+
+
 def _by_seed(cell: CellResult, kind: str) -> dict[int, float]:
     return {member.seed: getattr(member, kind) for member in cell.counted}
 
 
 def _lacking(cell: CellResult | None, method: str) -> str:
     """Why a side cannot be tested; empty if it can."""
+    if method == BEHAVIOUR:
+        return "the behaviour policy's score is not known"
     if cell is None:
         return f"{method} is not in the plan for this task"
     if not cell.members:

@@ -54,6 +54,7 @@ class Table:
     published: str | None = None  # the `experiment` of the published rows
     not_comparable: str | None = None
     measure: str = MEASURE  # a column of metrics.csv; where it is not the score, the `metric` of the published rows too
+    published_metric: str | None = None  # that `metric`, if it has another name
     lower_is_better: bool = False
 
     @property
@@ -84,8 +85,8 @@ class Claim:
     text: str
     table: str
     task: str
-    better: str
-    worse: str  # a method, or BEHAVIOUR
+    better: str  # a method, or a number, as published or expected
+    worse: str  # the same, or BEHAVIOUR
     source: str = ""
     min_gap: float = 0.0
     min_wins: int | None = None

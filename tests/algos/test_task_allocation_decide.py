@@ -41,7 +41,7 @@ HARD_THEN_EASY = problem(CREW, [[5, 90, 9], [4, 1, 0]])  # nobody covers the fir
 @cache
 def fresh(static: Static) -> Any:
     """32 of them; the networks fit any number of entities and slots."""
-    return jax.jit(jax.vmap(lambda key: init(key, static, USUAL)))(KEYS)
+    return jax.jit(jax.vmap(lambda key: init(key, static, USUAL, HYPER)))(KEYS)
 
 
 def many(static: Static, asked: Problem, learning: bool = False) -> tuple[Any, Any, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from algos.core import UsageError
+from algos.task_allocation.exact import cheapest_cover, clairvoyant_bound, cp_sat
 from algos.task_allocation.solvers import brute_force, keep_gainful, value
 from envs.allocation import electric
 from envs.allocation.instances import electric_instance, read_table
-from experiments.exact import cheapest_cover, clairvoyant_bound, cp_sat
 from tests.algos.allocation_toy import almighty_problem, problem, random_problem, singles_problem, small_almighty, stack
 
 KEY = jax.random.key(0)

@@ -2,8 +2,12 @@
 
 Both are integer programs: costs and rewards in thousandths, capabilities and demands in millionths, rounded such that
 a team which is short of a demand never counts as one that covers it.
+
+`answer` asks CP-SAT from inside a compiled program; what that calls on the host must not compute with JAX, which can
+wait for the very program that called.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -45,12 +49,37 @@ class Bound(NamedTuple):
     proven: int  # tasks whose cheapest team is proven
 
 
+def check(seconds: float) -> None:
+    """Raise UsageError without OR-Tools, and for a time limit that is not positive."""
+    _solver(seconds, seed=0)
+
+
 def cp_sat(problem: Problem, seconds: float = 2.0, seed: int = 0) -> Exact:
     """The best assignment of one decision's problem; without proof if `seconds` are not enough.
 
     One thread and a fixed seed: an answer that is proven is always the same.
     Raises UsageError without OR-Tools and for a time limit that is not positive.
     """
+    assignment, proven = _search(problem, seconds, seed)
+    kept, worth = _settle(problem, jnp.asarray(assignment))
+    return Exact(np.asarray(kept), float(worth), bool(proven))
+
+
+def answer(problem: Problem, seconds: float = 2.0, seed: int = 0) -> tuple[jax.Array, jax.Array]:
+    """`cp_sat` for compiled programs: the assignment (N,) int32 and whether () bool it is proven.
+
+    The host solves one problem after another, under vmap, too. What it raises, it raises from within the program, as
+    another error: call `check` before.
+    """
+    shapes = jax.ShapeDtypeStruct(problem.free.shape, jnp.int32), jax.ShapeDtypeStruct((), bool)
+    search = functools.partial(_search, seconds=seconds, seed=seed)
+    assignment, proven = jax.pure_callback(search, shapes, problem, vmap_method="sequential")
+    return keep_gainful(problem, assignment), proven
+
+
+def _search(problem: Problem, seconds: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best assignment found, (N,) int32, in rounded numbers, and whether () bool it is proven; without JAX."""
+    problem = jax.tree.map(np.asarray, problem)
     cp_model, solver = _solver(seconds, seed)
     model = cp_model.CpModel()
     free, open_slots = np.flatnonzero(problem.free), np.flatnonzero(problem.open)
@@ -72,8 +101,7 @@ def cp_sat(problem: Problem, seconds: float = 2.0, seed: int = 0) -> Exact:
         for (i, j), joined in joins.items():
             if solver.value(joined):
                 assignment[i] = j
-    kept, worth = _settle(problem, jnp.asarray(assignment))
-    return Exact(np.asarray(kept), float(worth), status == cp_model.OPTIMAL)
+    return assignment, np.asarray(status == cp_model.OPTIMAL)
 
 
 def cheapest_cover(
