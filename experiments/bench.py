@@ -1,8 +1,9 @@
 """Speed on this machine: `python -m experiments.bench algo=a2pr population=1,4,8`.
 
 For each population size, on synthetic data: seconds to compile, updates per second, memory, the share of the
-device's matrix-multiplication peak that training reaches, and environment steps per second in evaluation. A
-table is printed and OUT (CSV) replaced, with device, versions and commit in every row.
+device's matrix-multiplication peak that training reaches, and environment steps per second in evaluation and of
+the environment alone, 256 in parallel. A table is printed and OUT (CSV) replaced, with device, versions and commit in
+every row. On a CPU, XLA_FLAGS=--xla_force_host_platform_device_count=N shares members among N of its cores.
 """
 
 import dataclasses
@@ -98,12 +99,12 @@ def make_subject(config: BenchConfig) -> Subject:
         if env is None:
             raise UsageError(f"algo={name} learns in an environment: set env=NAME, e.g. env=hopper")
         algo = module.make(config.algo.static, spec, env)
-        source = env.params
+        source, begun = env.params, [env]
     else:
         algo = module.make(config.algo.static, spec)
-        source = synthetic(spec, config.transitions)
-        if hasattr(module, "example_start"):
-            start = module.example_start(jax.random.key(0), config.algo.static, spec)
+        source, begun = synthetic(spec, config.transitions), []
+    if hasattr(module, "example_start"):
+        start = module.example_start(jax.random.key(0), config.algo.static, spec, *begun)
     if config.updates % algo.updates_per_step:
         raise UsageError(f"updates={config.updates} must be a multiple of {algo.updates_per_step} for algo={name}")
     return Subject(algo, config.algo.hyper, source, env, members_by(config.members), start)
@@ -200,6 +201,7 @@ def table(frame: pd.DataFrame) -> Table:
         "MFLOP/update": lambda r: _number(r.flops_per_update, 1e6, ",.0f"),
         "of matmul peak": lambda r: _number(r.fraction_of_matmul_peak, 1.0, ".1%"),
         "env steps/s": lambda r: _number(r.env_steps_per_second, 1.0, ",.0f"),
+        "env alone": lambda r: _number(r.env_alone_steps_per_second, 1.0, ",.0f"),
     }
     first = frame.iloc[0]
     title = f"{first.algo} on {first.device}, matmul {first.matmul_flops_per_second / 1e9:,.0f} GFLOP/s"

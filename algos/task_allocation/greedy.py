@@ -20,6 +20,7 @@ class _Progress(NamedTuple):
     turn: jax.Array  # () int32: how many slots have been served or given up
     assignment: jax.Array  # (N,) int32
     team: jax.Array  # (N,) bool: of the slot being served
+    spent: jax.Array  # (N,) bool: of slots that were given up, where these do not release their entities
     total: jax.Array  # (m,): the team's capabilities
 
 
@@ -42,7 +43,7 @@ def greedy(key: Key, problem: Problem) -> jax.Array:
 def random_cover(key: Key, problem: Problem) -> jax.Array:
     """Serve slots in random order, each with entities in random order until it is covered: assignment (N,) int32.
 
-    Slots that cannot be covered at a profit release their entities.
+    Entities of slots that cannot be covered at a profit stay idle, as where the recorded figures come from.
     """
     count, dtype = len(problem.free), problem.cost.dtype
     order_key, entity_key = jax.random.split(key)
@@ -50,10 +51,10 @@ def random_cover(key: Key, problem: Problem) -> jax.Array:
     order = jnp.argsort(jnp.where(problem.open, place, jnp.inf))
     keys = jax.random.split(entity_key, len(problem.open))  # one for each slot, so that padding changes no draw
     priority = 1 - jax.vmap(lambda key: jax.random.uniform(key, (count,), dtype))(keys)  # (T, N) in (0, 1]
-    return _serve(problem, order, lambda slot, demanded: priority[slot])
+    return _serve(problem, order, lambda slot, demanded: priority[slot], release=False)
 
 
-def _serve(problem: Problem, order: jax.Array, points: Points) -> jax.Array:
+def _serve(problem: Problem, order: jax.Array, points: Points, release: bool = True) -> jax.Array:
     """Serve slots in `order` (T,), the open ones first, as one loop of picks: lanes of a vmap do not wait per slot."""
     count = jnp.sum(problem.open, dtype=jnp.int32)
     place = jnp.arange(len(problem.free))
@@ -61,7 +62,7 @@ def _serve(problem: Problem, order: jax.Array, points: Points) -> jax.Array:
     def pick(now: _Progress) -> _Progress:
         slot = order[now.turn]
         demand = problem.demand[slot]
-        idle = problem.free & (now.assignment < 0) & ~now.team
+        idle = problem.free & (now.assignment < 0) & ~now.team & ~now.spent
         scores = jnp.where(idle, points(slot, jnp.maximum(demand - now.total, 0)), 0)
         best = jnp.argmax(scores >= jnp.max(scores) * (1 - TIE))
         joins = scores[best] > 0
@@ -74,12 +75,13 @@ def _serve(problem: Problem, order: jax.Array, points: Points) -> jax.Array:
             turn=now.turn + over.astype(jnp.int32),
             assignment=jnp.where(over & gains & team, slot.astype(jnp.int32), now.assignment),
             team=team & ~over,
+            spent=now.spent | (over & ~gains & team & (not release)),
             total=jnp.where(over, 0, total),
         )
 
     nobody = jnp.zeros_like(problem.free)
     start = _Progress(
-        jnp.int32(0), jnp.where(nobody, 0, -1).astype(jnp.int32), nobody, jnp.zeros_like(problem.demand[0])
+        jnp.int32(0), jnp.where(nobody, 0, -1).astype(jnp.int32), nobody, nobody, jnp.zeros_like(problem.demand[0])
     )
     end = jax.lax.while_loop(lambda now: now.turn < count, pick, start)
     return keep_gainful(problem, end.assignment)

@@ -27,9 +27,7 @@ class Episode(NamedTuple):
 def check_env(algo: str, env: Env) -> None:
     """Raise UsageError for an environment that does not ask who shall serve which task."""
     if env.view is None:
-        raise UsageError(
-            f"algo={algo} allocates tasks, which env={env.name} does not have: set env=almighty or env=rbf-a"
-        )
+        raise UsageError(f"algo={algo} allocates tasks, env={env.name} has none: set env=almighty, env=rbf-a, ...")
 
 
 def problem_of(env: Env, obs: jax.Array) -> Any:

@@ -1,7 +1,7 @@
 """The two-stage method as an online algorithm: decide, hand the teams to the environment, and again.
 
 One training iteration is one decision with all that is learnt from it (Gong et al., arXiv 2407.00496), and one step of
-the environment; the manager may have made dozens of gradient updates in it (`picks`).
+the environment; the manager may have made dozens of gradient updates in it.
 """
 
 from typing import Any, NamedTuple
@@ -47,7 +47,11 @@ def step_and_act(static: Static, env: Env) -> tuple[Any, Any]:
         agent, result = decide.decide(static, state.agent, problem, draws, hyper, static.learning)
         episode, over = play.advance(env_key, env, source, state.episode, result.allocation)
         agent = agent._replace(episode=agent.episode + over)
-        metrics = result.metrics | play.returns(episode) | {"picks": result.picks.sum().astype(float)}
+        picks = result.picks.sum().astype(float)
+        metrics = result.metrics | play.returns(episode) | {"picks": picks}
+        if static.learning:
+            at_once = static.decision_updates * (picks > 0).astype(float)
+            metrics |= {"manager_updates": picks if static.manager_update == "per_step" else at_once}
         return State(agent, episode), metrics
 
     def act(key: Key, state: State, obs: jax.Array, hyper: Hyper) -> jax.Array:

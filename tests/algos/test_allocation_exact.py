@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from algos.core import UsageError
-from algos.task_allocation.exact import cheapest_cover, clairvoyant_bound, cp_sat
+from algos.task_allocation.exact import answer, cheapest_cover, clairvoyant_bound, cp_sat
 from algos.task_allocation.solvers import brute_force, keep_gainful, value
 from envs.allocation import electric
 from envs.allocation.instances import electric_instance, read_table
@@ -94,6 +94,19 @@ def test_clairvoyant_bound_of_the_published_instance(ortools):
     assert bound.low == pytest.approx(83.70, abs=1e-9)
     assert bound.high == pytest.approx(83.70, abs=1e-9)
     assert bound.proven == 30
+
+
+def test_answers_inside_a_compiled_program(ortools):
+    rng = np.random.default_rng(1)
+    problems = [random_problem(rng) for _ in range(8)]
+    assignments, proven = jax.jit(jax.vmap(lambda one: answer(one, SECONDS)))(stack(problems))
+    found = [cp_sat(one, SECONDS) for one in problems]
+    np.testing.assert_array_equal(assignments, [one.assignment for one in found])
+    assert proven.all()
+    assert len({one.value for one in found}) > 3
+    assignment, proven = jax.jit(lambda one: answer(one, seconds=1e-6))(almighty_problem())
+    assert not proven
+    assert 0 <= value(almighty_problem(), assignment) < 35
 
 
 def test_no_time_no_proof(ortools):

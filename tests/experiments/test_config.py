@@ -14,6 +14,8 @@ from experiments.loop import chunk_updates
 
 schema.register()
 
+WITHOUT_NETWORKS = ("allocation_solver",)  # nothing of theirs can be narrower
+
 
 def composed(*overrides: str) -> Config:
     with initialize_config_module("configs", version_base="1.3"):
@@ -25,7 +27,7 @@ def test_every_algorithm_has_a_configuration_in_both_sizes(name: str) -> None:
     paper, small = composed(f"algo={name}"), composed(f"algo={name}", "size=small")
     assert paper.algo.name == name
     assert paper.algo.static == schema.algo_module(name).Static()
-    assert small.algo.static != paper.algo.static
+    assert (small.algo.static == paper.algo.static) == (name in WITHOUT_NETWORKS)
     assert small.algo.hyper == paper.algo.hyper
     hash(small.algo.static)
 
