@@ -24,7 +24,7 @@ CHOICES = {
     "critic": ("amix", "mlp", "no_tam"),
     "mixer": ("vector", "scalar"),
     "mixer_activation": ("relu", "leaky_relu"),
-    "entropy": ("official", "true", "none"),
+    "entropy": ("official", "shannon", "none"),
     "td_target": ("target_stopgrad", "online_stopgrad", "online_residual"),
     "manager_update": ("per_step", "per_decision"),
     "empty_pool": ("skip", "official"),
@@ -64,7 +64,7 @@ class Static:
     critic: str = "amix"  # of stage 1: amix | mlp (w/o AMIX) | no_tam (w/o TAM)
     mixer: str = "vector"  # weights generated for each entity: vector (the code) | scalar (the paper's figure)
     mixer_activation: str = "relu"  # leaky_relu: slope 0.1, in the version behind the published learning curves
-    entropy: str = "true"  # of stage 1: true | none | official: rewards peaked policies
+    entropy: str = "shannon"  # of stage 1: shannon | none | official: rewards peaked policies
     stage1_bootstrap: bool = False  # the paper's figure: add the value of the episode's next decision to the target
     broadcast_bug: bool = False  # critic=mlp: official true, all values are pulled to the batch's mean reward
     buffer_size: int = 1000  # decisions kept for stage 1

@@ -156,7 +156,7 @@ def policy_entropy(static: Static, probs: jax.Array, problem: Any) -> jax.Array:
     if static.entropy == "none":
         return jnp.zeros((), probs.dtype)
     real = problem.entity_mask[:, None] & problem.slot_mask
-    terms = jnp.log(probs + nets.EPSILON) * (probs if static.entropy == "true" else 1.0)
+    terms = jnp.log(probs + nets.EPSILON) * (probs if static.entropy == "shannon" else 1.0)
     return -jnp.where(real, terms, 0.0).sum()
 
 

@@ -12,6 +12,7 @@ from experiments.reporting.plan import MEASURE
 
 FOLDER = Path(__file__).parent.parent / "published"
 REFERENCE = "_reference"  # PAPER_reference.csv: measured with an independent implementation, in no paper
+MEASURED = "measured"  # a `source` that begins with it says the same of one row
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ def _rows(path: Path) -> dict[tuple[str, str, str, str | None], Published]:
             for row in csv.DictReader(file):
                 key = row["experiment"], row["environment"], row["method"]
                 texts = {column: row[column].strip() for column in columns}
+                remeasured = reference or texts["source"].startswith(MEASURED)
                 for metric in (row["metric"], None):
-                    found.setdefault((*key, metric), Published(**texts, reference=reference))
+                    found.setdefault((*key, metric), Published(**texts, reference=remeasured))
     except FileNotFoundError:
         raise UsageError(f"no published numbers of paper={path.stem}: {path.name} is not in {path.parent}") from None
     except KeyError as error:

@@ -175,7 +175,7 @@ def test_choices_follow_the_inverse_distribution_function(batch: preassign.Decis
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "sign"), [("official", 1.0), ("true", -1.0)])
+@pytest.mark.parametrize(("kind", "sign"), [("official", 1.0), ("shannon", -1.0)])
 def test_entropy(kind: str, sign: float, state: preassign.State, batch: preassign.Decision) -> None:
     static, decision = switched(entropy=kind), jax.tree.map(lambda x: x[0], batch)
 
