@@ -3,7 +3,7 @@
 The newest undamaged checkpoint of the run directory acts; the data set is not needed. Keys:
     episodes=100        episodes, side by side
     seed=0              of the initial states; the run's own seed starts with those of its training evaluations
-    video=true          draw the first episode to RUN_DIR/video.mp4; video=PATH.mp4 or PATH.gif elsewhere
+    video=true          draw the first episode to RUN_DIR/video.mp4 (task allocation: .gif), or video=PATH.mp4, PATH.gif
     env.name=auto       another environment of the same shapes, e.g. gymnasium:Hopper-v5
     env.backend=auto    physics of the locomotion tasks: mujoco or mjx
 Mean, standard deviation and 95 % interval are printed and written, with every return, to RUN_DIR/evaluation.json.
@@ -178,10 +178,10 @@ def evaluate(options: Options) -> dict[str, Any]:
     """Draw the video if asked for, roll out the episodes, write evaluation.json; its content.
 
     Raises:
-        UsageError: see `load` and `video.record`; nothing has been written then.
+        UsageError: see `load`, `video.target` and `video.record`; nothing has been written then.
     """
-    target = video.target(options.video, options.run_dir)
     policy = load(options)
+    target = video.target(options.video, options.run_dir, policy.env_name)
     seeds = episode_seeds([options.seed], options.episodes, policy.update, "fixed")
     if target is not None:
         _draw(policy, int(seeds[0, 0]), target)
@@ -221,8 +221,7 @@ def _scores(policy: Policy, returns: np.ndarray) -> np.ndarray:
 
 
 def _draw(policy: Policy, seed: int, target: Path) -> None:
-    if not isinstance(policy.env, Env):
-        raise UsageError(f"video draws MuJoCo robots only, not {policy.env_name}: leave video out")
+    assert isinstance(policy.env, Env)  # video.target refuses the others
     video.record(policy.algo, policy.env, policy.population, policy.normalizer, seed, target)
     print(f"video: {target}")
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from PIL import Image
 
 from algos.core import Algorithm, Env
 from algos.runner import Population
+from envs import allocation
+from envs.allocation import render as pictures
 from envs.core import UsageError
 from envs.mujoco import dynamics, find_robot, qpos_qvel
 from envs.mujoco.locomotion import TASKS, load_model
@@ -20,19 +23,32 @@ from experiments.rollout import Normalizer, acting_key
 FRAMES_PER_SECOND = 30  # at most; simulators step up to 125 times a second
 
 
-def target(asked: str, run_dir: Path) -> Path | None:
-    """Where `video=` asks for a film: a path, RUN_DIR/video.mp4 for `true`, None for `false`.
+class Played(NamedTuple):
+    """An episode of S steps, from its start to its end."""
+
+    states: Any  # of the environment, leading axis S + 1
+    reward: jax.Array  # (S,)
+    measures: dict[str, jax.Array]  # (S,) each
+
+
+def target(asked: str, run_dir: Path, env_name: str) -> Path | None:
+    """Where `video=` asks for a film: a path, or None for `false`.
+
+    For `true` it is RUN_DIR/video.mp4 of a MuJoCo robot, RUN_DIR/video.gif of task allocation.
 
     Raises:
-        UsageError: another kind of file, no folder for it, or no ffmpeg for MP4.
+        UsageError: an environment that cannot be drawn, another kind of file, no folder for it, or no ffmpeg for MP4.
     """
     if asked.lower() == "false":
         return None
-    path = run_dir / "video.mp4" if asked.lower() == "true" else Path(asked)
+    robot = _is_robot(env_name)
+    path = run_dir / ("video.mp4" if robot else "video.gif") if asked.lower() == "true" else Path(asked)
     if path.suffix.lower() not in (".mp4", ".gif"):
         raise UsageError(f"video={asked} must be true, false, or a path that ends in .mp4 or .gif")
-    if asked.lower() != "true" and not path.parent.is_dir():
+    if not path.parent.is_dir():
         raise UsageError(f"video={asked}: there is no folder {path.parent}")
+    if not robot and not allocation.is_name(env_name):
+        raise UsageError(f"video draws MuJoCo robots and task allocation only, not {env_name}: leave video out")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UsageError("video in MP4 needs: pip install 'adaptax[video]'; or choose video=PATH.gif")
     return path
@@ -41,20 +57,41 @@ def target(asked: str, run_dir: Path) -> Path | None:
 def record(algo: Algorithm, env: Env, population: Population, normalizer: Normalizer, seed: int, path: Path) -> None:
     """Draw the episode of `seed` that the population's only member acts in, and write it to `path`.
 
+    `env` is one that `target` lets pass.
+
     Raises:
-        UsageError: the environment is no MuJoCo robot, or the machine has no OpenGL.
+        UsageError: a robot shall be drawn and the machine has no OpenGL.
     """
-    if dynamics.split(env.name)[0] not in TASKS:
-        raise UsageError(f"video draws MuJoCo robots only, not {env.name}: leave video out")
-    positions = trajectory(algo, env, population, normalizer, seed)
+    played = play(algo, env, population, normalizer, seed)
+    (_film_robot if _is_robot(env.name) else _film_allocation)(env, played, path)
+
+
+def _is_robot(env_name: str) -> bool:
+    return dynamics.split(env_name)[0] in TASKS
+
+
+def _film_robot(env: Env, played: Played, path: Path) -> None:
     robot = find_robot(env.name)
     step_seconds = load_model(robot).opt.timestep * robot.frame_skip
     stride = max(1, round(1.0 / (FRAMES_PER_SECOND * step_seconds)))
-    write(path, render(env.name, positions[::stride]), 1.0 / (stride * step_seconds))
+    positions = qpos_qvel(env.name, played.states)[0][:-1:stride]
+    write(path, render(env.name, positions), 1.0 / (stride * step_seconds))
 
 
-def trajectory(algo: Algorithm, env: Env, population: Population, normalizer: Normalizer, seed: int) -> np.ndarray:
-    """Positions (T, nq) of the episode of `seed`, from its start to its end.
+def _film_allocation(env: Env, played: Played, path: Path) -> None:
+    """As GIF in few colours, which these drawings need, and with a rest at its end."""
+    drawn = pictures.draw(
+        pictures.recording_of(allocation.make(env.name), played.states, played.reward, played.measures["gross"])
+    )
+    if path.suffix.lower() == ".gif":
+        with replacing(path) as temporary:
+            pictures.save_gif(temporary, drawn)
+    else:
+        write(path, np.stack([np.asarray(picture) for picture in drawn]), 1000 / pictures.MILLISECONDS)
+
+
+def play(algo: Algorithm, env: Env, population: Population, normalizer: Normalizer, seed: int) -> Played:
+    """The episode of `seed`.
 
     It is the one that an evaluation makes; with a stochastic policy, another of the same start.
     """
@@ -67,13 +104,16 @@ def trajectory(algo: Algorithm, env: Env, population: Population, normalizer: No
             env_state, obs = carry
             action = algo.act(acting_key(seed, t), state, (obs - mean) / std, hyper)
             after, step = env.step(jax.random.fold_in(key, t), env_state, action, env.params)
-            return (after, step.obs), (env_state, step.terminated | step.truncated)
+            return (after, step.obs), (env_state, step)
 
-        return jax.lax.scan(body, env.reset(key, env.params), jnp.arange(env.horizon))[1]
+        (last, _), (states, steps) = jax.lax.scan(body, env.reset(key, env.params), jnp.arange(env.horizon))
+        states = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), states, last)
+        return states, steps.reward, steps.measures, steps.terminated | steps.truncated
 
-    states, done = run(jax.random.key(seed))
+    states, reward, measures, done = run(jax.random.key(seed))
     length = int(np.argmax(np.asarray(done))) + 1
-    return qpos_qvel(env.name, states)[0][:length]
+    states = jax.tree.map(lambda x: x[: length + 1], states)
+    return Played(states, *jax.tree.map(lambda x: x[:length], (reward, measures)))
 
 
 def write(path: Path, frames: np.ndarray, frames_per_second: float) -> None:

@@ -103,6 +103,8 @@ SMALL = {
     "train psec_base": f"{_SHORT} {_PSEC}",
     "train psec_skill": f"{_SHORT} {_PSEC} algo.static.critic_hidden=[8]",
     "train psec_compose": f"{_SHORT} {_PSEC} algo.static.hidden=[8]",
+    "train task_allocation": f"{_SHORT} algo.static.hidden=8",
+    "train allocation_solver": _SHORT,
     "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 penalties=[1] stages=2 overwrite=true",
     "bench a2pr": f"{_A2PR} population=1 updates=2 chunks=1 transitions=100",
     "evaluate": "episodes=2",
@@ -340,6 +342,12 @@ def test_python_on_the_data_page(place: Path) -> None:
     assert (place / "made.hdf5").is_file()
     made = f"python -m experiments.train algo=bc data=custom data.path=made.hdf5 {SMALL['train bc']}"
     assert call(made) == 0
+
+
+def test_python_on_the_environments_page(place: Path) -> None:
+    (program,) = [block.body for block in blocks(DOCS / "environments.md") if block.language == "python"]
+    exec(compile(program, "environments.md", "exec"), {})
+    assert (place / "rbf.gif").is_file()
 
 
 def copy_of_the_code(folder: Path) -> Path:

@@ -8,9 +8,15 @@ from PIL import Image, ImageDraw, ImageFont
 from envs.allocation.core import Problem
 
 SCALE = 2  # drawn larger and shrunk, for smooth edges
-MAP, PANEL, HEADER = 520, 340, 44
+MAP, PANEL, HEADER, FOOTER = 520, 344, 44, 12  # sums are multiples of 16, for MP4
 INK, PALE, LINE, PAPER, BUSY = "#1f2933", "#c5ccd3", "#e4e7eb", "#ffffff", "#717d8a"
-BARS = "bars: each demand, dark where met, light by entities on the way"
+_TEAMS = "in their team's colour, light grey: free, dark grey:"
+KEYS = {
+    "rbf": f"dots: entities {_TEAMS} busy      bars: share of each demand that a team meets, dark: has arrived",
+    "material": f"dots: trucks {_TEAMS} busy      bars: share of each demand that a team meets, dark: has arrived",
+    "electric": f"dots: nodes {_TEAMS} cannot supply      bars: share of the demand that a team meets",
+    "almighty": "strips: what entities can (left) and what tasks ask for (right), in the colour of the team",
+}
 # Okabe and Ito's colours, told apart by the colour-blind, then darker ones.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b", "#4d4d4d")
 
@@ -32,7 +38,7 @@ class _Canvas:
     """A drawing in points, whatever the scale."""
 
     def __init__(self) -> None:
-        size = ((MAP + PANEL) * SCALE, (MAP + HEADER + 8) * SCALE)
+        size = ((MAP + PANEL) * SCALE, (HEADER + MAP + FOOTER) * SCALE)
         self.image = Image.new("RGB", size, PAPER)
         self._draw = ImageDraw.Draw(self.image)
 
@@ -43,9 +49,7 @@ class _Canvas:
     def haloed(self, x: float, y: float, text: str, fill: str) -> None:
         """A text that stays legible over lines and dots."""
         font = ImageFont.load_default(13 * SCALE)
-        self._draw.text(
-            (x * SCALE, y * SCALE), text, fill, font, "lm", stroke_width=2 * SCALE, stroke_fill=PAPER
-        )
+        self._draw.text((x * SCALE, y * SCALE), text, fill, font, "lm", stroke_width=2 * SCALE, stroke_fill=PAPER)
 
     def box(self, x: float, y: float, w: float, h: float, fill: str | None, edge: str | None = None) -> None:
         corners = [x * SCALE, y * SCALE, (x + w) * SCALE, (y + h) * SCALE]
@@ -67,7 +71,7 @@ def picture(frame: Frame, title: str) -> Image.Image:
     """Draw one step under a title: the map, or in Almighty the skills, and beside it what each slot asks for."""
     canvas = _Canvas()
     canvas.text(16, HEADER / 2, title, 16)
-    canvas.text(16, MAP + HEADER - 10, SKILLS if frame.kind == "almighty" else KEY[frame.kind], 12, BUSY)
+    canvas.text(16, MAP + HEADER - 10, KEYS[frame.kind], 12, BUSY)
     if frame.kind == "almighty":
         _draw_skills(canvas, frame)
     else:
@@ -104,10 +108,11 @@ def _draw_map(canvas: _Canvas, frame: Frame) -> None:
             canvas.line(left, top + at, left + side, top + at, LINE)
     # The first coordinate is a row on RBF's grid and x elsewhere.
     turn = (lambda p: p[:, ::-1]) if frame.kind == "rbf" else (lambda p: np.stack([p[:, 0], 1 - p[:, 1]], axis=1))
-    place = turn(frame.place) * side + (left, top)
-    tasks = turn(frame.task_place) * side + (left, top)
+    margin = 0 if frame.kind == "rbf" else 12
+    place, tasks = (turn(p) * (side - 2 * margin) + margin + (left, top) for p in (frame.place, frame.task_place))
     where = _spread(place, side / frame.side) if frame.kind == "rbf" else place
-    for slot in map(int, np.flatnonzero((frame.problem.slots != 0).any(axis=1))):
+    filled = [int(slot) for slot in np.flatnonzero((frame.problem.slots != 0).any(axis=1))]
+    for slot in filled:
         _draw_task(canvas, frame, slot, tasks[slot], where)
     slot_of = _slot_of(frame)
     strength = np.asarray(frame.problem.capability).sum(axis=1)
@@ -115,20 +120,24 @@ def _draw_map(canvas: _Canvas, frame: Frame) -> None:
     for i in map(int, np.flatnonzero(frame.problem.entity_mask)):
         fill = _colour(slot_of[i]) if slot_of[i] >= 0 else (PALE if frame.problem.free[i] else BUSY)
         canvas.dot(float(where[i, 0]), float(where[i, 1]), float(radius[i]), fill)
+    right = -_half(frame) + 5 if frame.kind == "rbf" else _half(frame) + 4
+    for slot in filled:
+        canvas.haloed(tasks[slot, 0] + right, tasks[slot, 1] - _half(frame) + 9, str(slot + 1), _colour(slot))
+
+
+def _half(frame: Frame) -> float:
+    """Half the side of a task's box: on RBF's grid nearly a cell."""
+    return (MAP - 32) / 2 / frame.side - 2 if frame.kind == "rbf" else 10
 
 
 def _draw_task(canvas: _Canvas, frame: Frame, slot: int, at: np.ndarray, entities: np.ndarray) -> None:
-    colour, half = _colour(slot), ((MAP - 32) / 2 / frame.side - 2 if frame.kind == "rbf" else 10)
+    colour, half = _colour(slot), _half(frame)
     x, y = float(at[0]), float(at[1])
     if frame.kind != "rbf":
         for i in np.flatnonzero(frame.team[slot]):
             canvas.line(float(entities[i, 0]), float(entities[i, 1]), x, y, _tint(colour, 0.6), 1.5)
     fill = _tint(colour, 0.45 if frame.completed[slot] else 0.15)
     canvas.box(x - half, y - half, 2 * half, 2 * half, fill, colour)
-    if frame.kind == "rbf":
-        canvas.text(x - half + 4, y - half + 8, str(slot + 1), 12, colour)
-    else:
-        canvas.text(x + half + 4, y - half + 3, str(slot + 1), 12, colour)
 
 
 def _spread(place: np.ndarray, cell_side: float) -> np.ndarray:
@@ -150,15 +159,15 @@ def _draw_panel(canvas: _Canvas, frame: Frame) -> None:
         x, y = MAP + 8, HEADER + slot * height
         row, colour = frame.problem.slots[slot], _colour(slot)
         if not row.any():
-            canvas.text(x, y + 12, f"{slot + 1}   empty", 13, PALE)
+            canvas.text(x, y + 12, f"{slot + 1}   empty", 13, BUSY)
             continue
         canvas.dot(x + 8, y + 12, 9, colour)
         canvas.text(x + 8, y + 12, str(slot + 1), 11, PAPER, "mm")
         members = int(frame.team[slot].sum())
         state = "done" if frame.completed[slot] else (f"{members} in its team" if members else "waiting")
         canvas.text(x + 26, y + 12, f"pays {row[0]:.3g}", 13)
-        canvas.text(x + PANEL - 28, y + 12, state, 13, colour if members else PALE, "rm")
-        if frame.kind != "almighty":
+        canvas.text(x + PANEL - 28, y + 12, state, 13, colour if members else BUSY, "rm")
+        if frame.kind != "almighty" and height > 42:
             _draw_bars(canvas, frame, slot, x + 26, y + 26, PANEL - 54, height - 36)
 
 
@@ -192,17 +201,18 @@ def _draw_skills(canvas: _Canvas, frame: Frame) -> None:
             canvas.line(152, HEADER + (member + 0.5) * pitch, 352, y, _tint(colour, 0.7), 1.5)
         covered = np.asarray(problem.capability)[frame.team[j]].sum(axis=0)
         strip = np.asarray(problem.demand[j])
-        _draw_strip(canvas, strip > 0, 358, y, _tint(colour))
-        _draw_strip(canvas, (strip > 0) & (covered >= strip), 358, y, colour, None)
+        _draw_strip(canvas, strip > 0, 358, y, height, _tint(colour))
+        _draw_strip(canvas, (strip > 0) & (covered >= strip), 358, y, height, colour, None)
     for i in range(count):
         grey = PALE if problem.free[i] else BUSY
         colour = _colour(int(slot_of[i])) if slot_of[i] >= 0 else grey
-        _draw_strip(canvas, np.asarray(problem.capability[i]) > 0, 20, HEADER + (i + 0.5) * pitch, colour)
+        _draw_strip(canvas, np.asarray(problem.capability[i]) > 0, 20, HEADER + (i + 0.5) * pitch, pitch, colour)
 
 
 def _draw_strip(
-    canvas: _Canvas, skills: np.ndarray, x: float, y: float, colour: str, blank: str | None = "#f1f3f5"
+    canvas: _Canvas, skills: np.ndarray, x: float, y: float, room: float, colour: str, blank: str | None = "#f1f3f5"
 ) -> None:
-    width = 128 / len(skills)
+    """Skills (m,) bool as a row of squares around the height y, no higher than the room for it."""
+    width, height = 128 / len(skills), min(12.0, max(room - 3, 1.0))
     for k, skill in enumerate(skills):
-        canvas.box(x + k * width, y - 6, width - 3, 12, colour if skill else blank)
+        canvas.box(x + k * width, y - height / 2, width - 3, height, colour if skill else blank)

@@ -64,11 +64,11 @@ def recording_of(
     """
     params = env.params if params is None else params
     problems = jax.jit(jax.vmap(env.problem, (0, None)))(states, params)
-    states, problems, profit, gross = jax.device_get((states, problems, profit, gross))
+    states, problems = jax.device_get((states, problems))
     side = int(np.ravel(getattr(getattr(states, "instance", params), "side", 0))[0])
     if isinstance(states, Episode):
         states = states.state
-    return Recording(env.kind, states, problems, profit, gross, side)
+    return Recording(env.kind, states, problems, np.asarray(profit), np.asarray(gross), side)
 
 
 def draw(recording: Recording) -> list[Image.Image]:

@@ -17,7 +17,7 @@ from envs.datasets.files import sha256_of
 from envs.datasets.hdf5 import write_d4rl
 from envs.datasets.scores import reference
 from envs.mujoco.render import render
-from experiments import evaluate
+from experiments import evaluate, video
 from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded
 from experiments.config import Config, DataConfig, EnvConfig, RunConfig, algo_module, algo_schema
@@ -27,6 +27,7 @@ SEED, EPISODES = 3, 4
 SMALL = {
     "bc": {"hidden": [8], "batch_size": 8},
     "sac": {"hidden": [8], "batch_size": 8, "buffer_capacity": 64, "warmup": 4},
+    "allocation_solver": {},
 }
 
 
@@ -171,7 +172,8 @@ BAD = {
     "env.backend=mjx": "does not apply to 'pointmix'",
     "video=film.avi": "video=film.avi must be true, false, or a path that ends in .mp4 or .gif",
     "video=nowhere/film.gif": "there is no folder nowhere",
-    "video=film.gif": "video draws MuJoCo robots only, not pointmix",
+    "video=film.gif": "video draws MuJoCo robots and task allocation only, not pointmix",
+    "video=true": "video draws MuJoCo robots and task allocation only, not pointmix",
 }
 
 
@@ -221,3 +223,32 @@ def test_film_in_mp4(hopper_run: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     evaluate.main([str(hopper_run), "episodes=1", "video=true"])
     assert (hopper_run / "video.mp4").read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.fixture(scope="module")
+def allocation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("allocation") / "run"
+    return trained("allocation_solver", DataConfig("none"), "electric-train-4x2", folder, updates=2)
+
+
+def test_film_of_task_allocation(allocation_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    played, play = [], video.play
+
+    def listen(*args: Any) -> video.Played:
+        played.append(play(*args))
+        return played[0]
+
+    monkeypatch.setattr(video, "play", listen)
+    result = evaluate.evaluate(evaluate.Options(allocation_run, episodes=1, video="true"))
+    with Image.open(allocation_run / "video.gif") as film:
+        frames = [np.asarray(frame.convert("RGB"), int) for frame in ImageSequence.Iterator(film)]
+    assert 30 < len(frames) <= 71  # of 100 steps up to 40 evenly apart, 30 that complete a task, the last
+    assert np.abs(frames[-1] - frames[0]).max() > 50
+    assert float(played[0].reward.sum()) == pytest.approx(result["returns"][0], rel=1e-5)
+    assert len(played[0].states.state.board.t) == len(played[0].reward) + 1
+
+
+def test_film_of_task_allocation_in_mp4(allocation_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    evaluate.main([str(allocation_run), "episodes=1", f"video={tmp_path / 'film.mp4'}"])
+    assert (tmp_path / "film.mp4").read_bytes()[4:8] == b"ftyp"
