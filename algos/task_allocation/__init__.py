@@ -1,4 +1,4 @@
-"""Two-stage reinforcement learning for multi-entity task allocation (Gong et al., EAAI 2024, arXiv 2407.00496).
+"""A two-stage approach to multi-entity task allocation (Gong et al., EAAI 2024, arXiv 2407.00496).
 
 Stage 1 (`preassign.py`): every free entity chooses an open task, by the similarity of learnt embeddings.
 Stage 2 (`manager.py`): every open task draws its team, one by one, from the entities that chose it.

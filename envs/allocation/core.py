@@ -2,8 +2,8 @@
 
 N entities and T task slots are padded maxima; masks tell the real ones. A row of an entity is (cost, capabilities,
 ...), that of a slot (reward, demands, ...); an empty slot is a row of zeros. A task pays its reward once the summed
-capabilities of its team reach every demand. The environments are those of Gong et al., "Two-stage reinforcement
-learning for multi-entity task allocation" (arXiv 2407.00496).
+capabilities of its team reach every demand. The environments are those of Gong et al., "A Two-stage Reinforcement
+Learning-based Approach for Multi-entity Task Allocation" (arXiv 2407.00496).
 """
 
 from collections.abc import Callable
