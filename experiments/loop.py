@@ -52,6 +52,7 @@ def train(
     preempt.notice(os.environ)
     with Interrupt(deadline) as interrupt, contextlib.ExitStack() as held:
         task = make_task(configs[0])
+        start.check(configs[0])
         chunk_updates(configs[0], task.algo.updates_per_step)
         members = _accepted(
             configs, lambda config: open_member(config, task, (jobs or {}).get(run_dir(config))), refused

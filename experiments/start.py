@@ -39,20 +39,30 @@ def place(path: str, seed: int) -> Path:
     return below if below.is_dir() else folder
 
 
+def check(config: Config) -> tuple[str, ...]:
+    """The fields that an algorithm begins from, of the runs in `start`; none for those that begin from nothing.
+
+    Raises:
+        UsageError: `start` is missing or superfluous.
+    """
+    name, module = config.algo.name, algo_module(config.algo.name)
+    wanted = getattr(module, "START", ())
+    if config.start and not wanted:
+        raise UsageError(f"algo={name} begins from nothing: leave start={config.start} out")
+    if wanted and not config.start:
+        raise UsageError(f"algo={name} begins from trained runs: set start=[RUN_DIR], {module.START_FROM}")
+    return wanted
+
+
 def load(config: Config) -> Start:
     """Read what the member of this configuration begins from; nothing for algorithms that begin from nothing.
 
     Raises:
         UsageError: `start` is missing, superfluous, names no trained run, or what it names does not fit.
     """
-    name, module = config.algo.name, algo_module(config.algo.name)
-    wanted = getattr(module, "START", ())
+    wanted, module = check(config), algo_module(config.algo.name)
     if not wanted:
-        if config.start:
-            raise UsageError(f"algo={name} begins from nothing: leave start={config.start} out")
         return Start()
-    if not config.start:
-        raise UsageError(f"algo={name} begins from trained runs: set start=[RUN_DIR], {module.START_FROM}")
     found = [_read(place(path, config.seed), wanted) for path in config.start]
     for folder, part, _ in found:
         if not part:

@@ -105,6 +105,29 @@ def test_sac_needs_an_environment(
     refuses((status, capsys.readouterr().err.strip()), *words)
 
 
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["algo=sac", "env=hopper", "env.evaluate=walker2d"], ["env.evaluate=walker2d", "same shapes"]),
+        (["algo=sac", "env=hopper", "env.evaluate=hoper"], ["hoper", "hopper"]),
+        (["algo=bc", "env.evaluate=pointmix"], ["env.evaluate=pointmix", "env.name"]),
+        (["algo=task_allocation", "env=pointmix"], ["algo=task_allocation", "env=pointmix", "env=almighty"]),
+        (["algo=task_allocation", "env.name=rbf-train-30x3-in-20x5"], ["30", "20"]),
+        (["algo=task_allocation", "env.name=rbf-train-0x3"], ["0 entities", "at least one"]),
+        (["algo=task_allocation", "env=almighty", "algo.static.variant=greedy"], ["variant=greedy", "two_stage"]),
+        (["algo=task_allocation_transfer", "env=almighty"], ["start=[RUN_DIR]", "algo=task_allocation"]),
+    ],
+)
+def test_online_algorithms_refuse_what_they_cannot_learn_or_be_evaluated_in(
+    args: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["train", f"run.root={tmp_path / 'runs'}", *args])
+    status = guarded(train.run)
+    refuses((status, capsys.readouterr().err.strip()), *words)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_file_without_a_needed_key(run_train: Train, pointmix_file: Path, tmp_path: Path) -> None:
     argument = damaged(pointmix_file, tmp_path / "bad.hdf5", lambda file: file.__delitem__("rewards"))
     refuses(run_train("data=custom", argument), "bad.hdf5", "rewards")

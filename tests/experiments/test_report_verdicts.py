@@ -126,6 +126,22 @@ def test_claims_hold_or_not_by_gap_and_wins(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("paper")
+def test_claims_against_numbers(tmp_path: Path) -> None:
+    cells = [cell(tmp_path, "toy", "ours", [3.0, 4.0, 5.0])]
+    words: dict[str, list[dict[str, Any]]] = {
+        "holds": [{"worse": "2.9", "min_wins": 3}, {"better": "5.5", "worse": "ours", "min_wins": 3}],
+        "does not hold": [{"worse": "3.5", "min_wins": 3}, {"worse": "4.5"}, {"better": "-1", "worse": "ours"}],
+        "not tested": [{"worse": "theirs"}, {"better": "2", "worse": "1"}],
+    }
+    for word, changes in words.items():
+        for change in changes:
+            assert str(claimed(tmp_path, cells, **change).verdict).startswith(word), change
+    result = claimed(tmp_path, cells, worse="3.5")
+    assert result.paired is not None
+    assert result.paired.difference.value == pytest.approx(0.5)
+
+
+@pytest.mark.usefixtures("paper")
 def test_claims_of_equality_need_every_seed_the_same_in_every_digit(tmp_path: Path) -> None:
     third = 1.0 / 3.0
     for last, word, sign in [
