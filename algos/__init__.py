@@ -4,7 +4,7 @@ OFFLINE = (  # make(static, spec), trained on a Dataset
     "a2pr", "td3_bc", "iql", "bc", "psec_base", "psec_skill", "psec_compose",
 )  # fmt: skip
 ONLINE = (  # make(static, spec, env), trained on its parameters
-    "sac", "task_allocation", "task_allocation_transfer", "allocation_solver",
+    "sac", "task_allocation", "task_allocation_transfer", "task_allocation_plus", "allocation_solver",
 )  # fmt: skip
 FOLDERS = {  # of papers with several phases: the module of each
     "psec_base": "psec.base",
@@ -12,5 +12,6 @@ FOLDERS = {  # of papers with several phases: the module of each
     "psec_compose": "psec.compose",
     "task_allocation": "task_allocation.train",
     "task_allocation_transfer": "task_allocation.transfer",
+    "task_allocation_plus": "task_allocation.plus",
     "allocation_solver": "task_allocation.solver",
 }
