@@ -56,6 +56,14 @@ def adamw(learning_rate: ArrayLike | optax.Schedule, weight_decay: ArrayLike) ->
     return optax.chain(scale_by_adam(), decay, optax.scale_by_learning_rate(learning_rate))
 
 
+def rmsprop(learning_rate: ArrayLike | optax.Schedule) -> optax.GradientTransformation:
+    """PyTorch's RMSProp with its defaults: decay 0.99, and 1e-8 added outside the root; the rate may be traced.
+
+    optax's own defaults differ in both. A moment that starts at 0 makes the first step 10 times the rate.
+    """
+    return optax.rmsprop(learning_rate, decay=0.99, eps=1e-8, eps_in_sqrt=False, initial_scale=0.0)
+
+
 def cosine(learning_rate: ArrayLike, steps: ArrayLike) -> optax.Schedule:
     """A learning rate that falls to zero along a cosine in `steps` updates; inf keeps it constant."""
     return lambda count: learning_rate * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1.0)))

@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from envs import allocation, mujoco, penalty, pointmix
+from envs import allocation, mujoco, penalty, pointmix, shaped
 from envs.adapters import GymnasiumPool, from_gymnax
 from envs.allocation.adapter import contract_env
 from envs.core import Env, UsageError
@@ -18,7 +18,7 @@ TOYS: dict[str, Callable[[], Env]] = {
     "eight-modes": eight_modes.make,
     "two-regions": two_regions.make,
 } | {f"pointspeed-{speed:g}": functools.partial(pointspeed.make, speed) for speed in pointspeed.SPEEDS}
-NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS, *allocation.NAMES)
+NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS, *allocation.NAMES, *shaped.NAMES)
 
 
 def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPool]:
@@ -40,6 +40,8 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
         return penalty.penalised(env, weight)
     if name in TASKS or dynamics.split(name)[0] != name:
         return mujoco.make(name, backend)
+    if name in shaped.NAMES:
+        return shaped.make(name, backend)
     if backend != "auto":
         raise UsageError(f"backend={backend!r} does not apply to {name!r}; leave it at 'auto'")
     if name == "pointmix":
