@@ -5,6 +5,7 @@ OFFLINE = (  # make(static, spec), trained on a Dataset
 )  # fmt: skip
 ONLINE = (  # make(static, spec, env), trained on its parameters
     "sac", "task_allocation", "task_allocation_transfer", "task_allocation_plus", "allocation_solver",
+    "barfi", "barfi_reinforce", "barfi_actor_critic",
 )  # fmt: skip
 FOLDERS = {  # of papers with several phases: the module of each
     "psec_base": "psec.base",
@@ -14,4 +15,7 @@ FOLDERS = {  # of papers with several phases: the module of each
     "task_allocation_transfer": "task_allocation.transfer",
     "task_allocation_plus": "task_allocation.plus",
     "allocation_solver": "task_allocation.solver",
+    "barfi": "barfi.train",
+    "barfi_reinforce": "barfi.reinforce",
+    "barfi_actor_critic": "barfi.actor_critic",
 }

@@ -14,7 +14,8 @@ from experiments.loop import chunk_updates
 
 schema.register()
 
-WITHOUT_NETWORKS = ("allocation_solver",)  # nothing of theirs can be narrower
+# Nothing of theirs can be narrower.
+WITHOUT_NETWORKS = ("allocation_solver", "barfi", "barfi_reinforce", "barfi_actor_critic")
 
 
 def composed(*overrides: str) -> Config:
