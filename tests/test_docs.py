@@ -82,6 +82,7 @@ SLOW = {
 BEFORE = {"python -m experiments.report report out=again": "python -m experiments.report runs out=report"}
 
 _SHORT = "run.updates=4 run.eval_every=4 run.save_every=4 run.chunk=2 run.eval_episodes=1"
+_BLOCKS = "run.updates=6 run.eval_every=3 run.save_every=6 run.chunk=3 run.eval_episodes=1"
 _SAC = (
     "run.updates=40 run.eval_every=20 run.save_every=20 run.chunk=20 run.eval_episodes=1 algo.static.num_envs=4 "
     "algo.static.warmup=40 algo.static.buffer_capacity=400 algo.static.hidden=[8] algo.static.batch_size=8"
@@ -107,7 +108,9 @@ SMALL = {
     "train task_allocation_official": f"{_SHORT} algo.static.hidden=8",
     "train task_allocation_transfer": f"{_SHORT} algo.static.hidden=8",
     "train task_allocation_plus": f"{_SHORT} algo.static.hidden=4 algo.static.pairs=2 algo.static.episodes=1",
-    "train allocation_solver": _SHORT,
+    "train allocation_solver": f"{_SHORT} algo.static.evaluations=60",
+    "train barfi": _BLOCKS,
+    "train barfi_reinforce": _BLOCKS,
     "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 penalties=[1] stages=2 overwrite=true",
     "bench a2pr": f"{_A2PR} population=1 updates=2 chunks=1 transitions=100",
     "evaluate": "episodes=2",
@@ -167,7 +170,7 @@ def extending(page: Path) -> bool:
     return any(block.title for block in blocks(page))
 
 
-IN_ORDER = [DOCS / "skills.md"]  # pages whose commands build on one another
+IN_ORDER = [DOCS / "skills.md", DOCS / "task-allocation.md"]  # pages whose commands build on one another
 ALL = [command for page in PAGES for command in commands_of(page)]
 FREE = [command for page in PAGES if not extending(page) and page not in IN_ORDER for command in commands_of(page)]
 ORDERED = {command.text for page in IN_ORDER for command in commands_of(page)}  # also where other pages quote them
