@@ -124,7 +124,7 @@ def test_settings_reach_the_searches(name: str) -> None:
         (["algo.static.solver=cp_sat", "algo.static.seconds=nan"], "algo.static.seconds=nan must be more than 0"),
         (["algo.static.solver=swarm", "algo.static.evaluations=59"], "algo.static.evaluations=59 must be at least 60"),
         (["algo.static.solver=brute_force"], "brute force over 25 entities and 9 slots"),
-        (["env=pointmix"], "algo=allocation_solver allocates tasks, which env=pointmix does not have"),
+        (["env=pointmix"], "algo=allocation_solver allocates tasks, env=pointmix has none"),
     ],
 )
 def test_mistakes_are_refused_in_one_line(run_train: Train, tmp_path: Path, args: list[str], words: str) -> None:

@@ -141,10 +141,12 @@ class Lab:
     def wait_saved(self) -> None:
         """Wait until slurmctld has saved its state, which takes it up to 5 s: killed before, it forgets what is new.
 
-        It then starts jobs a second time that it had already started, without counting a restart.
+        It then starts jobs a second time that it had already started, without counting a restart. It saves where
+        something has changed: a job that is held and cancelled sees to that, as the last change may be saved already.
         """
         now = time.time()
-        wait_until(lambda: (self.directory / "state" / "job_state").stat().st_mtime > now, 20)
+        self.check("scancel", self.sbatch("true", "--hold"))
+        wait_until(lambda: (self.directory / "state" / "job_state").stat().st_mtime > now, 60)
 
     def crash_node(self, node: str) -> None:
         """Kill everything that runs on a node with -9, as a power cut would, and tell the controller that it is down.
