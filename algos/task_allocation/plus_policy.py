@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from algos.core import Key, Params
-from algos.task_allocation.greedy import TIE
-from algos.task_allocation.myopic import keep_gainful
+from algos.task_allocation import greedy
+from algos.task_allocation.greedy import TIE, Progress
 
 LENGTH = 50.0  # unit of distances: half a side of the grid in Material and Electric
 FAR = 9.0  # the distance, in this unit, of what is not there
@@ -31,13 +31,6 @@ class Outlook(NamedTuple):
     needed: jax.Array  # (T,) how many typical entities the demand asks for
     free: jax.Array  # () share of entities that are free
     open: jax.Array  # () share of slots that are open
-
-
-class _Progress(NamedTuple):
-    turn: jax.Array  # () int32: how many slots have been served or given up
-    assignment: jax.Array  # (N,) int32
-    team: jax.Array  # (N,) bool: of the slot being served
-    total: jax.Array  # (m,): the team's capabilities
 
 
 def init(key: Key, hidden: int) -> Params:
@@ -124,37 +117,18 @@ def rank(params: Params, problem: Any, outlook: Outlook) -> jax.Array:
 
 
 def serve(params: Params, problem: Any, outlook: Outlook, similarity: jax.Array, order: jax.Array) -> jax.Array:
-    """Stage 2: teams for the slots in `order` (T,), as one loop of picks; returns the assignment (N,) int32."""
-    count = jnp.sum(problem.open, dtype=jnp.int32)
-    place = jnp.arange(len(problem.free))
+    """Stage 2: teams for the slots in `order` (T,); returns the assignment (N,) int32."""
 
-    def pick(now: _Progress) -> _Progress:
-        slot = order[now.turn]
-        idle = problem.free & (now.assignment < 0) & ~now.team
+    def choose(slot: jax.Array, now: Progress, idle: jax.Array) -> tuple[jax.Array, jax.Array]:
         scores = similarity[:, slot] + suitability(params["pick"], problem, outlook, slot, now)
         scores = jnp.where(idle, scores, -jnp.inf)
         best = jnp.argmax(scores >= jnp.max(scores) - TIE)
-        joins = scores[best] > -jnp.inf
-        team = now.team | ((place == best) & joins)
-        total = now.total + jnp.where(joins, problem.capability[best], 0)
-        covered = jnp.all(total >= problem.demand[slot])
-        over = covered | ~joins
-        sent = covered & (problem.reward[slot] > jnp.sum(jnp.where(team, problem.cost[:, slot], 0)))
-        return _Progress(
-            turn=now.turn + over.astype(jnp.int32),
-            assignment=jnp.where(over & sent & team, slot.astype(jnp.int32), now.assignment),
-            team=team & ~over,
-            total=jnp.where(over, 0, total),
-        )
+        return best, scores[best] > -jnp.inf
 
-    nobody = jnp.zeros_like(problem.free)
-    idle = jnp.where(nobody, 0, -1).astype(jnp.int32)
-    start = _Progress(jnp.int32(0), idle, nobody, jnp.zeros_like(problem.demand[0]))
-    end = jax.lax.while_loop(lambda now: now.turn < count, pick, start)
-    return keep_gainful(problem, end.assignment)
+    return greedy.serve(problem, order, choose)
 
 
-def suitability(params: Params, problem: Any, outlook: Outlook, slot: jax.Array, now: _Progress) -> jax.Array:
+def suitability(params: Params, problem: Any, outlook: Outlook, slot: jax.Array, now: Progress) -> jax.Array:
     """Logarithm of the greedy rule's points plus the network's answer, (N,); -inf for those of no use."""
     demanded = jnp.maximum(problem.demand[slot] - now.total, 0)
     useful = jnp.minimum(problem.capability, demanded).sum(1)
