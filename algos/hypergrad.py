@@ -12,7 +12,9 @@ exactly optimal. `Settings.method` says what stands for p = H^-1 g:
     cg        conjugate gradients, at most `loops` iterations; for H < 0
     exact     the pseudo-inverse of the whole Hessian; for small problems
 
-with H - damping I in place of H in all but `identity`. `unrolled` differentiates through the learner's steps instead.
+with H - damping I in place of H in all but `identity`. A `margin` raises the damping to where H - damping I is negative
+definite, with a condition number of at most about (2 + margin)/margin: the safeguard for a theta that is no maximum.
+`unrolled` differentiates through the learner's steps instead.
 
 Three members on one quadratic J = -theta.C.theta/2 + theta.omega: theta* = C^-1 omega and dJ_out/domega = C^-1 g.
 
@@ -60,6 +62,7 @@ class Settings:
     damping: ArrayLike = 0.0  # taken off the diagonal of H; has to exceed its largest eigenvalue for cg and neumann
     lanczos: int = static(default=8)  # products spent on looking at the curvature; 0: not looked at
     compare: int = static(default=0)  # iterations of conjugate gradients to compare with; 0: not compared
+    margin: ArrayLike | None = None  # distance of the damped H from 0, in largest |eigenvalues| seen; None: as it is
 
 
 def implicit(
@@ -78,6 +81,7 @@ def implicit(
         residual       ||(H - damping) p - g|| / ||g||
         curvature_min, curvature_max    extreme eigenvalues of H as far as seen, never beyond the true ones
         indefinite     1 where the largest is positive beyond rounding: theta is no maximum, the answer no derivative
+        damping        with a margin only: what has been taken off the diagonal
         alpha, alpha_bound, alpha_curvature    Neumann only: its step, 2/|lambda| and alpha |lambda|
         diverges       Neumann only: 1 where alpha |lambda| > 2, lambda being the largest in size as far as seen
         cosine_cg      of the direction and the one by conjugate gradients, where `settings.compare` asks for it
@@ -97,7 +101,7 @@ def implicit(
     p, metrics = solve(product, g, settings)
     found = direction(p)
     if settings.compare:
-        other = conjugate(damped(product, settings.damping), g, settings.compare)
+        other = conjugate(damped(product, metrics.get("damping", settings.damping)), g, settings.compare)
         metrics["cosine_cg"] = cosine(found, direction(other))
     return found, metrics
 
@@ -110,17 +114,22 @@ def check(settings: Settings) -> None:
         raise UsageError("hypergrad: loops, lanczos and compare are numbers of products; give none below 0")
     if settings.method == "neumann" and settings.alpha is None and settings.lanczos == 0:
         raise UsageError("hypergrad=neumann: give alpha, or lanczos > 0 to find it from the curvature")
+    if settings.margin is not None and settings.lanczos == 0:
+        raise UsageError("hypergrad: a margin needs the curvature, give lanczos > 0")
 
 
 def solve(product: Product, g: jax.Array, settings: Settings) -> tuple[jax.Array, Metrics]:
     """p (n,), close to (H - damping I)^-1 g where the method's conditions hold, and its diagnostics (`implicit`)."""
-    shifted = damped(product, settings.damping)
-    metrics, radius = {}, jnp.zeros((), g.dtype)
+    metrics, radius, damping = {}, jnp.zeros((), g.dtype), settings.damping
     if settings.lanczos:
         low, high = curvature_range(product, g, settings.lanczos)
-        radius = jnp.maximum(jnp.abs(low - settings.damping), jnp.abs(high - settings.damping))
         positive = high > jnp.sqrt(jnp.finfo(g.dtype).eps) * jnp.abs(low)
         metrics = {"curvature_min": low, "curvature_max": high, "indefinite": positive.astype(g.dtype)}
+        if settings.margin is not None:
+            needed = high + settings.margin * jnp.maximum(jnp.abs(low), jnp.abs(high))
+            damping = metrics["damping"] = jnp.maximum(needed, damping)
+        radius = jnp.maximum(jnp.abs(low - damping), jnp.abs(high - damping))
+    shifted = damped(product, damping)
     if settings.method == "neumann":
         alpha = inverse(radius) if settings.alpha is None else jnp.asarray(settings.alpha, g.dtype)
         p = neumann(shifted, g, alpha, settings.loops)

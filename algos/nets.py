@@ -13,6 +13,18 @@ from flax import linen as nn
 from algos.core import Key, Params
 
 
+def affine(params: Params, x: jax.Array) -> jax.Array:
+    """{"kernel" (in, out), "bias" (out,)} applied to x (..., in)."""
+    return x @ params["kernel"] + params["bias"]
+
+
+def init_affine(key: Key, fan_in: int, features: int) -> Params:
+    """Parameters of `affine`, kernel and bias uniform on +-1/sqrt(fan_in)."""
+    kernel, bias = jax.random.split(key)
+    draw = lambda k, shape: jax.random.uniform(k, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)  # noqa: E731
+    return {"kernel": draw(kernel, (fan_in, features)), "bias": draw(bias, (features,))}
+
+
 class Dense(nn.Module):
     """Affine layer, kernel and bias uniform on +-1/sqrt(fan_in)."""
 

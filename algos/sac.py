@@ -14,6 +14,7 @@ from flax import linen as nn
 from jax.tree_util import register_dataclass
 
 from algos.buffers import ReplayBuffer, add, empty_buffer, sample_buffer
+from algos.checks import check_least
 from algos.core import Algorithm, Env, Key, Loss, Metrics, Params, Source, Spec, Transition, UsageError
 from algos.distributions import tanh_gaussian
 from algos.losses import adam, descend, ensemble_mse, min_td_target, polyak
@@ -49,10 +50,7 @@ class Static:
     def __post_init__(self) -> None:
         """Hydra hands over lists; tuples are hashable."""
         self.hidden = tuple(self.hidden)
-        for name in ("batch_size", "num_envs", "updates_per_iteration", "buffer_capacity"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"algo.static.{name} is at least 1, not {value}")
+        check_least(self, batch_size=1, num_envs=1, updates_per_iteration=1, buffer_capacity=1)
         if self.buffer_capacity % self.num_envs:
             raise UsageError(
                 f"algo.static.buffer_capacity={self.buffer_capacity} is a multiple of algo.static.num_envs="
@@ -211,6 +209,16 @@ def collect(key: Key, nets: Nets, static: Static, env: Env, state: State, params
     return State(state.agent, add(state.buffer, rows), env_state, obs)
 
 
+def init_agent(keys: tuple[Key, Key], nets: Nets, hyper: Hyper) -> Agent:
+    """A fresh agent, from keys of the actor and of the critics; the target critics are copies."""
+    obs, action = jnp.zeros((1, nets.spec.obs_dim)), jnp.zeros((1, nets.spec.action_dim))
+    actor = nets.actor.init(keys[0], obs)
+    critic = init_ensemble(nets.critic, keys[1], 2, obs, action)
+    log_alpha = jnp.log(jnp.asarray(hyper.initial_temperature, jnp.float32))
+    optim = Optim(*(adam(0.0).init(params) for params in (actor, critic, log_alpha)))
+    return Agent(actor, critic, critic, log_alpha, optim)
+
+
 def make(static: Static, spec: Spec, env: Env) -> Algorithm:
     """Build SAC for the shapes in `spec`, to be trained in `env`; the `source` of `step` is `env.params`.
 
@@ -221,12 +229,7 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
 
     def init(key: Key, hyper: Hyper) -> State:
         actor_key, critic_key, env_key = jax.random.split(key, 3)
-        obs, action = jnp.zeros((1, spec.obs_dim)), jnp.zeros((1, spec.action_dim))
-        actor = nets.actor.init(actor_key, obs)
-        critic = init_ensemble(nets.critic, critic_key, 2, obs, action)
-        log_alpha = jnp.log(jnp.asarray(hyper.initial_temperature, jnp.float32))
-        optim = Optim(*(adam(0.0).init(params) for params in (actor, critic, log_alpha)))
-        agent = Agent(actor, critic, critic, log_alpha, optim)
+        agent = init_agent((actor_key, critic_key), nets, hyper)
         buffer = empty_buffer(static.buffer_capacity, spec.obs_dim, spec.action_dim)
         env_state, obs = jax.vmap(lambda k: env.reset(k, env.params))(jax.random.split(env_key, static.num_envs))
         return State(agent, buffer, env_state, obs)
@@ -257,4 +260,4 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
     def act(key: Key, state: State, obs: jax.Array, hyper: Hyper) -> jax.Array:
         return mean_action(nets, state.agent.actor, obs)
 
-    return Algorithm(init, step, act, updates_per_step=updates)
+    return Algorithm(init, step, act, updates_per_step=updates, replay=("buffer",))

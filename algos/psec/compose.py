@@ -17,13 +17,14 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
 from algos.buffers import sample_dataset, shape_reward
+from algos.checks import check_choice
 from algos.core import Algorithm, Dataset, Key, Loss, Metrics, Params, Spec, Transition, UsageError
 from algos.losses import adam, descend
 from algos.psec import skill
 from algos.psec.base import Draws, clip_action, draw, held_out, squared_error
 from algos.psec.critics import Critic, pessimistic, value
 from algos.psec.diffusion import Noise, Schedule, add_noise, draw_noise, make_schedule, reverse_chain
-from algos.psec.nets import ADAPTERS, Net, check_choice, init_mlp, init_noise_net, mlp, noise_net, stack
+from algos.psec.nets import ADAPTERS, Net, init_mlp, init_noise_net, mlp, noise_net, stack
 from algos.psec.skill import adapted_net, check_net, choose, reward_weight, sample_actions
 
 START = ("base", "lora", "scale", "critics")

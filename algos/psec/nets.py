@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from algos.checks import check_choice
 from algos.core import Key, Params, UsageError
 
 EPSILON = 1e-6  # of every LayerNorm
@@ -50,12 +51,6 @@ class Net:
         check_choice("activation", self.activation, ACTIVATIONS)
         if not 0.0 <= self.dropout < 1.0:
             raise UsageError(f"dropout={self.dropout} must be at least 0 and less than 1")
-
-
-def check_choice(name: str, value: str, choices: Any) -> None:
-    """Raise UsageError if `value` is none of the choices."""
-    if value not in choices:
-        raise UsageError(f"{name}={value} must be one of {', '.join(choices)}")
 
 
 def dense(key: Key, inputs: int, outputs: int, init: Callable = xavier) -> Params:

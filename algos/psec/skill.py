@@ -20,12 +20,13 @@ from jax.tree_util import register_dataclass
 from jax.typing import ArrayLike
 
 from algos.buffers import sample_dataset, shape_reward
+from algos.checks import check_choice
 from algos.core import Algorithm, Dataset, Key, Loss, Metrics, Params, Spec, Transition, UsageError
 from algos.losses import adamw, cosine, descend, polyak
 from algos.psec.base import Draws, clip_action, draw, held_out, squared_error
 from algos.psec.critics import Critic, init_critic, learn_critic, pessimistic, q_values, value
 from algos.psec.diffusion import Noise, Schedule, add_noise, draw_noise, make_schedule, reverse_chain
-from algos.psec.nets import ADAPTERS, Net, check_choice, init_noise_net, init_skill, noise_net
+from algos.psec.nets import ADAPTERS, Net, init_noise_net, init_skill, noise_net
 
 START = ("base",)
 START_FROM = "a run of algo=psec_base"

@@ -20,10 +20,14 @@ class Teams(NamedTuple):
     cost: jax.Array  # (T,) summed costs of the team
 
 
+def teams_of(assignment: jax.Array, slots: int) -> jax.Array:
+    """Who is assigned to each slot, (slots, N) bool, of an assignment (N,) int."""
+    return assignment == jnp.arange(slots)[:, None]
+
+
 def appraise(problem: Problem, assignment: jax.Array) -> Teams:
     """Coverage and cost of each slot's team. Entities that are not free and slots that are not open do not count."""
-    open_slots = jnp.arange(len(problem.open), dtype=jnp.int32)[:, None]
-    team = (assignment == open_slots) & problem.open[:, None] & problem.free  # (T, N)
+    team = teams_of(assignment, len(problem.open)) & problem.open[:, None] & problem.free  # (T, N)
     weight = team.astype(problem.capability.dtype)
     total = jnp.matmul(weight, problem.capability, precision="highest")  # (T, m)
     covered = jnp.any(team, axis=1) & jnp.all(total >= problem.demand, axis=1)

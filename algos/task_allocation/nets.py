@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from algos.checks import check_choices, check_least
 from algos.core import Key, Params, UsageError
+from algos.nets import affine, init_affine
 
 MASKED = -999999.0  # the logit of what must not be chosen
 EPSILON = 1e-8  # inside every logarithm of a probability
@@ -81,12 +83,8 @@ class Static:
 
     def __post_init__(self) -> None:
         """Raises UsageError for choices that do not exist or do not go together."""
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"algo.static.{name}={getattr(self, name)} must be one of {', '.join(choices)}")
-        for name in ("hidden", "buffer_size", "batch_size", "decision_updates"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"algo.static.{name} is at least 1, not {getattr(self, name)}")
+        check_choices(self, CHOICES)
+        check_least(self, hidden=1, buffer_size=1, batch_size=1, decision_updates=1)
         if not self.batch_size - (not self.stage1_bootstrap) <= self.start_size < self.buffer_size:
             raise UsageError(
                 f"algo.static.start_size={self.start_size} must leave a batch of {self.batch_size} different decisions "
@@ -130,23 +128,14 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def init_mlp(key: Key, *widths: int) -> Params:
     """Affine layers dense0, dense1, ... between the widths, kernel and bias uniform on +-1/sqrt(fan_in)."""
-    params = {}
-    for i, layer_key in enumerate(jax.random.split(key, len(widths) - 1)):
-        fan_in, fan_out = widths[i : i + 2]
-        kernel_key, bias_key = jax.random.split(layer_key)
-        bound = fan_in**-0.5
-        params[f"dense{i}"] = {
-            "kernel": jax.random.uniform(kernel_key, (fan_in, fan_out), minval=-bound, maxval=bound),
-            "bias": jax.random.uniform(bias_key, (fan_out,), minval=-bound, maxval=bound),
-        }
-    return params
+    keys = jax.random.split(key, len(widths) - 1)
+    return {f"dense{i}": init_affine(*layer) for i, layer in enumerate(zip(keys, widths, widths[1:]))}
 
 
 def mlp(params: Params, x: jax.Array, activation: Callable[[jax.Array], jax.Array] = jax.nn.relu) -> jax.Array:
     """Map (..., in) to (..., out): the activation between the layers, none after the last."""
     for i in range(len(params)):
-        layer = params[f"dense{i}"]
-        x = (x if i == 0 else activation(x)) @ layer["kernel"] + layer["bias"]
+        x = affine(params[f"dense{i}"], x if i == 0 else activation(x))
     return x
 
 

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import register_dataclass
 
-from algos.core import Algorithm, Env, Key, Metrics, Params, Source, Spec, UsageError
+from algos.checks import check_least
+from algos.core import Algorithm, Env, Key, Metrics, Params, Source, Spec
 from algos.losses import adam, descend, polyak
-from algos.task_allocation import play
+from algos.task_allocation import myopic, play
 from algos.task_allocation.plus_policy import decide
 from algos.task_allocation.plus_policy import init as init_policy
 
@@ -42,9 +43,7 @@ class Static:
 
     def __post_init__(self) -> None:
         """Raises UsageError for sizes that leave nothing to compare."""
-        for name, least in (("hidden", 1), ("pairs", 2), ("episodes", 1)):
-            if getattr(self, name) < least:
-                raise UsageError(f"algo.static.{name} is at least {least}, not {getattr(self, name)}")
+        check_least(self, hidden=1, pairs=2, episodes=1)
 
 
 class State(NamedTuple):
@@ -91,7 +90,7 @@ def earnings(key: Key, env: Env, source: Source, params: Params) -> tuple[jax.Ar
 
 def teams_of(params: Params, problem: Any) -> jax.Array:
     """The policy's decision as teams (T, N) bool."""
-    return decide(params, problem) == jnp.arange(len(problem.open))[:, None]
+    return myopic.teams_of(decide(params, problem), len(problem.open))
 
 
 def ascent(noise: Params, profits: jax.Array) -> Params:

@@ -86,11 +86,6 @@ def choose(problem: Any, probs: jax.Array, uniform: jax.Array | None) -> jax.Arr
     return jnp.where(problem.free & problem.entity_mask & problem.open.any(), choice, -1)
 
 
-def pools(assignment: jax.Array, slots: int) -> jax.Array:
-    """Who chose each slot, (T, N) bool."""
-    return assignment == jnp.arange(slots)[:, None]
-
-
 def entity_features(problem: Any, hyper: Hyper) -> jax.Array:
     """What networks see of the entities."""
     return features(problem.entities, problem.entity_mask, hyper)

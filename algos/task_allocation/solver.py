@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import register_dataclass
 
+from algos.checks import check_choices
 from algos.core import Algorithm, Env, Key, Metrics, Source, Spec, UsageError
 from algos.task_allocation import exact, play
+from algos.task_allocation.myopic import teams_of
 from algos.task_allocation.solvers import SOLVERS, value
 
 __all__ = ["NAMES", "Hyper", "State", "Static", "make"]
@@ -52,8 +53,7 @@ class Static:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a solver that does not exist, and for limits that leave it nothing to do."""
-        if self.solver not in NAMES:
-            raise UsageError(f"algo.static.solver={self.solver} must be one of {', '.join(NAMES)}")
+        check_choices(self, {"solver": NAMES})
         if self.evaluations < CROWD:
             raise UsageError(f"algo.static.evaluations={self.evaluations} must be at least {CROWD}")
         if not self.seconds > 0:
@@ -86,7 +86,7 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
         solve_key, env_key = jax.random.split(key)
         problem = play.problem_of(env, state.episode.obs)
         assignment, proven = solve(solve_key, problem, hyper)
-        episode, _ = play.advance(env_key, env, source, state.episode, teams_of(problem, assignment))
+        episode, _ = play.advance(env_key, env, source, state.episode, teams_of(assignment, len(problem.open)))
         metrics = {"value": value(problem, assignment), "decisions": problem.open.any().astype(float)}
         if proven is not None:
             metrics["proven"] = proven.astype(float)
@@ -94,7 +94,7 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
 
     def act(key: Key, state: State, obs: jax.Array, hyper: Hyper) -> jax.Array:
         def teams_for(key: Key, problem: Any) -> jax.Array:
-            return teams_of(problem, solve(key, problem, hyper)[0])
+            return teams_of(solve(key, problem, hyper)[0], len(problem.open))
 
         return play.for_each(key, env, obs, teams_for)
 
@@ -120,8 +120,3 @@ def solver_of(static: Static) -> Solve:
 
     solver: Callable[..., jax.Array] = SOLVERS[static.solver]
     return lambda key, problem, hyper: (solver(key, problem, **settings(hyper)), None)
-
-
-def teams_of(problem: Any, assignment: jax.Array) -> jax.Array:
-    """An assignment (N,) as teams (T, N) bool."""
-    return assignment == jnp.arange(len(problem.open), dtype=assignment.dtype)[:, None]

@@ -10,9 +10,9 @@ import jax
 
 from algos.core import Algorithm, Env, Key, Metrics, Source, Spec
 from algos.task_allocation import decide, play
-from algos.task_allocation.nets import OFFICIAL, Hyper, Static
+from algos.task_allocation.nets import Hyper, Static
 
-__all__ = ["OFFICIAL", "Hyper", "State", "Static", "make"]
+__all__ = ["Hyper", "State", "Static", "make"]
 
 
 class State(NamedTuple):

@@ -48,8 +48,12 @@ def check_start(algo: Any, places: tuple[str, ...], parts: tuple[dict, ...], con
 
 
 def example_start(key: Key, static: Static, spec: Spec, env: Env) -> tuple[dict[str, Any]]:
-    """Untrained networks, to measure speed and memory with."""
-    return ({"agent": decide.init(key, static, play.example(env), Hyper())},)
+    """Untrained networks, as a run's checkpoint holds them, to measure speed and memory with."""
+
+    def plain(tree: Any) -> Any:
+        return {name: plain(x) for name, x in tree._asdict().items()} if hasattr(tree, "_asdict") else tree
+
+    return ({"agent": plain(decide.init(key, static, play.example(env), Hyper()))},)
 
 
 def make(static: Static, spec: Spec, env: Env) -> Algorithm:

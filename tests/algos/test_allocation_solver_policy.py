@@ -2,42 +2,30 @@
 
 import csv
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from algos.core import Env
 from algos.task_allocation import solver
 from algos.task_allocation.solver import NAMES, Hyper, Static
 from algos.task_allocation.solvers import SOLVERS
 from envs import registry
-from experiments import train
-from experiments.cli import guarded
 from tests.algos.allocation_toy import random_problem
+from tests.conftest import Train
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-Train = Callable[..., tuple[int, str]]
 KEY = jax.random.key(0)
 SHORT = ["algo=allocation_solver", "env=almighty", "run.updates=4", "run.eval_every=2", "run.eval_episodes=2"]
 
 
 @pytest.fixture
-def run_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Train:
-    """Call the command in this process: (folder of the runs, arguments) -> (exit status, stderr)."""
-
-    def run(root: Path, *args: str) -> tuple[int, str]:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["train", f"run.root={root}", *SHORT, *args])
-        capsys.readouterr()
-        status = guarded(train.run)
-        return status, capsys.readouterr().err.strip()
-
-    return run
+def run_solver(run_train: Train) -> Train:
+    """Short runs: (folder of the runs, arguments) -> (exit status, stderr)."""
+    return lambda root, *args: run_train(f"run.root={root}", *SHORT, *args)
 
 
 def metrics(root: Path) -> dict[str, list[dict[str, str]]]:
@@ -46,8 +34,8 @@ def metrics(root: Path) -> dict[str, list[dict[str, str]]]:
     return {file.parent.name: list(csv.DictReader(file.open())) for file in files}
 
 
-def test_greedy_through_the_whole_loop(run_train: Train, tmp_path: Path) -> None:
-    status, err = run_train(tmp_path)
+def test_greedy_through_the_whole_loop(run_solver: Train, tmp_path: Path) -> None:
+    status, err = run_solver(tmp_path)
     assert status == 0, err
     rows = metrics(tmp_path)["seed0"]
     assert [row["update"] for row in rows] == ["2", "4"]
@@ -57,11 +45,11 @@ def test_greedy_through_the_whole_loop(run_train: Train, tmp_path: Path) -> None
         assert found == {"return_mean": 35, "train_profit": 35, "value": 35, "decisions": 1, "gross_mean": 44}
 
 
-def test_chance_follows_the_seed_alone(run_train: Train, tmp_path: Path) -> None:
+def test_chance_follows_the_seed_alone(run_solver: Train, tmp_path: Path) -> None:
     by_chance = ("algo.static.solver=random_cover", "run.eval_episodes=3", "seed=[0,1]")
     found = []
     for name in ("one", "other"):
-        status, err = run_train(tmp_path / name, *by_chance)
+        status, err = run_solver(tmp_path / name, *by_chance)
         assert status == 0, err
         found.append(metrics(tmp_path / name))
     assert found[0] == found[1]
@@ -73,9 +61,9 @@ def test_chance_follows_the_seed_alone(run_train: Train, tmp_path: Path) -> None
     assert first[0]["return_mean"] == first[1]["return_mean"]  # evaluations begin from the same seeds
 
 
-def test_cp_sat_proves_the_optimum(run_train: Train, tmp_path: Path) -> None:
+def test_cp_sat_proves_the_optimum(run_solver: Train, tmp_path: Path) -> None:
     pytest.importorskip("ortools", reason="CP-SAT needs the extra `exact`")
-    status, err = run_train(tmp_path, "algo.static.solver=cp_sat", "algo.static.seconds=60")
+    status, err = run_solver(tmp_path, "algo.static.solver=cp_sat", "algo.static.seconds=60")
     assert status == 0, err
     for row in metrics(tmp_path)["seed0"]:
         assert (float(row["return_mean"]), float(row["value"]), float(row["proven"])) == (35, 35, 1)
@@ -127,17 +115,17 @@ def test_settings_reach_the_searches(name: str) -> None:
         (["env=pointmix"], "algo=allocation_solver allocates tasks, env=pointmix has none"),
     ],
 )
-def test_mistakes_are_refused_in_one_line(run_train: Train, tmp_path: Path, args: list[str], words: str) -> None:
-    status, err = run_train(tmp_path / "runs", *args)
+def test_mistakes_are_refused_in_one_line(run_solver: Train, tmp_path: Path, args: list[str], words: str) -> None:
+    status, err = run_solver(tmp_path / "runs", *args)
     assert status == 2, err
     assert len(err.splitlines()) == 1, err
     assert words in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_ortools_the_extra_is_named(run_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ortools_the_extra_is_named(run_solver: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ortools", None)
     monkeypatch.delitem(sys.modules, "ortools.sat.python", raising=False)
-    status, err = run_train(tmp_path / "runs", "algo.static.solver=cp_sat")
+    status, err = run_solver(tmp_path / "runs", "algo.static.solver=cp_sat")
     assert (status, err) == (2, "error: CP-SAT needs OR-Tools: pip install 'adaptax[exact]'")
     assert not (tmp_path / "runs").exists()

@@ -56,6 +56,19 @@ def test_exact_and_conjugate_gradients_solve(damping: float) -> None:
         assert np.allclose(solved(Settings(method, loops=20, damping=damping))[0], expected, rtol=1e-4)
 
 
+def test_a_margin_makes_an_indefinite_hessian_safe() -> None:
+    levels = LEVELS + 1.0  # from -1.0 to 0.7
+    H, A, g = quadratic(levels)
+    for method in ("cg", "neumann", "exact"):
+        found, metrics = solved(Settings(method, loops=60, margin=0.5, compare=20), levels)
+        assert float(metrics["damping"]) == pytest.approx(0.7 + 0.5 * 1.0, rel=1e-4)
+        np.testing.assert_allclose(found, -g @ np.linalg.inv(H - 1.2 * np.eye(len(H))) @ A, rtol=2e-3)
+        assert float(metrics["cosine_cg"]) > 0.9999
+        assert float(metrics["indefinite"]) == 1.0
+    # Where it is not needed, the damping asked for stays.
+    assert float(solved(Settings("cg", loops=20, damping=0.4, margin=0.1))[1]["damping"]) == pytest.approx(0.4)
+
+
 def test_neumann_has_one_term_more_than_loops() -> None:
     H, A, g = quadratic()
     step = np.eye(len(H)) + 0.7 * H
@@ -221,6 +234,7 @@ def test_unrolled_equals_a_loop_and_tends_to_the_implicit_one() -> None:
         (Settings("unrolled"), "`unrolled`"),
         (Settings(loops=-1), "none below 0"),
         (Settings("neumann", lanczos=0), "give alpha"),
+        (Settings("cg", lanczos=0, margin=0.1), "a margin needs the curvature"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: Settings, culprit: str) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +110,71 @@ def test_a_diverged_member_is_frozen_and_the_others_go_on(dataset: Dataset) -> N
         population, _ = chunk(population, dataset, jnp.int32(t))
     assert population.alive.tolist() == [True, False]
     assert population.state.tolist() == [8.0, np.float32(1e30)]  # the last finite state
+
+
+class Ringed(NamedTuple):
+    value: jax.Array
+    ring: jax.Array  # (RING,)
+
+
+RING = 100_000
+
+
+def ringed(replay: tuple[str, ...]) -> Algorithm:
+    """The value is multiplied with the hyperparameter, and written into the ring."""
+
+    def step(key: jax.Array, state: Ringed, source: None, hyper: jax.Array) -> tuple[Ringed, dict]:
+        value = state.value * hyper
+        return Ringed(value, state.ring.at[jnp.isinf(value) + 1].set(value)), {"value": value}
+
+    def init(key: jax.Array, hyper: jax.Array) -> Ringed:
+        return Ringed(jnp.float32(1.0), jnp.zeros(RING))
+
+    return Algorithm(init, step, lambda key, state, obs, hyper: obs, replay=replay)
+
+
+@pytest.mark.parametrize("how", ["map", "vmap"])
+def test_replay_is_not_kept_of_diverged_members(how: str) -> None:
+    algo = ringed(("ring",))
+    population = runner.init_population(algo, jnp.arange(2), jnp.array([2.0, 1e30]), how)
+    chunk = runner.make_chunk(algo, 1, how)
+    for t in range(3):
+        population, metrics = chunk(population, None, jnp.int32(t))
+    assert population.alive.tolist() == [True, False]
+    assert population.state.value.tolist() == [8.0, np.float32(1e30)]  # the last finite state
+    assert population.state.ring[:, :3].tolist() == [[0.0, 8.0, 0.0], [0.0, np.float32(1e30), np.inf]]
+    assert metrics["value"].tolist() == [8.0, np.inf]
+
+
+def test_replay_alone_does_not_make_a_member_diverge() -> None:
+    algo = ringed(("ring",))
+    population = runner.init_population(algo, jnp.arange(1), jnp.array([2.0]), "map")
+    spoilt = population.state._replace(ring=population.state.ring.at[:, 5].set(jnp.nan))
+    after, _ = runner.make_chunk(algo, 1, "map")(population._replace(state=spoilt), None, jnp.int32(0))
+    assert after.alive.tolist() == [True]
+
+
+@pytest.mark.parametrize(("how", "members", "copies"), [("map", 1, 0), ("map", 3, 1), ("vmap", 3, 0)])
+def test_replay_lives_once(how: str, members: int, copies: int) -> None:
+    def held(replay: tuple[str, ...]) -> float:
+        """Rings that the program holds besides its arguments."""
+        algo = ringed(replay)
+        population = runner.init_population(algo, jnp.arange(members), jnp.ones(members), how)
+        analysis = runner.make_chunk(algo, 10, how).lower(population, None, jnp.int32(0)).compile().memory_analysis()
+        assert analysis is not None
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        return (analysis.temp_size_in_bytes + results) / (4 * RING)
+
+    assert held(("ring",)) < copies + 0.1
+    assert held(()) > copies + 0.9
+
+
+def test_states_without_replay() -> None:
+    algo, state = ringed(("ring",)), Ringed(jnp.float32(1.0), jnp.zeros(2))
+    bare = runner.without_replay(algo, state)
+    assert (bare.value, bare.ring) == (1.0, None)
+    assert runner.with_replay(algo, bare, state).ring is state.ring
+    assert runner.without_replay(ringed(()), state) is state
 
 
 def test_buffers_are_donated(dataset: Dataset) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from algos.losses import polyak
 from algos.task_allocation import manager, nets, preassign, worker
+from algos.task_allocation.myopic import teams_of
 from algos.task_allocation.nets import OFFICIAL, Hyper, Sizes, Static
 from envs.core import UsageError
 
@@ -170,7 +171,7 @@ def test_choices_follow_the_inverse_distribution_function(batch: preassign.Decis
     assert int(nets.inverse_cdf(short, jnp.array(0.95))) == 1
     closed = decision._replace(open=jnp.zeros(T, bool))
     assert (preassign.choose(closed, probs, uniform) == -1).all()
-    assert preassign.pools(jnp.array([1, -1, 2, 2, 2]), T).astype(int).tolist() == [
+    assert teams_of(jnp.array([1, -1, 2, 2, 2]), T).astype(int).tolist() == [
         [0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1]
     ]  # fmt: skip
 
@@ -301,7 +302,7 @@ def test_free_entities_earn_all_rewards(boss: manager.State) -> None:
     rows = jnp.array([[2.0, 3.0, 4.0, 0.0], [5.0, 9.0, 9.0, 0.0]])
     entities = a_slot().entities.at[:, 0].set(0.0)
     total, state = 0.0, boss
-    for row, pool in zip(rows, preassign.pools(assignment, 2)):
+    for row, pool in zip(rows, teams_of(assignment, 2)):
         state, chosen = select(STATIC, state, a_slot(entities=entities, row=row, pool=pool), UNIFORM, 2, HYPER, True)
         total += float(chosen.total)
     assert total == 7.0
@@ -493,8 +494,3 @@ def test_mistakes_are_told(settings: dict, culprit: str) -> None:
     with pytest.raises(UsageError, match=culprit) as raised:
         Static(**settings)
     assert "\n" not in str(raised.value)
-
-
-def test_official_switches_exist() -> None:
-    official = Static(**OFFICIAL)
-    assert {name: getattr(official, name) for name in OFFICIAL} == OFFICIAL
