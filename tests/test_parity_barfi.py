@@ -1,23 +1,17 @@
 """The parity tool on BARFI's environments: recorded episodes are met, and wrong numbers are noticed."""
 
-import json
-import shutil
+import functools
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.golden_case import copy_case
 from tests.parity.__main__ import compare
 
-GOLDEN = Path(__file__).parent / "golden" / "barfi"
 KINDS = ["env_gridworld", "env_mountaincar", "env_cartpole", "features"]
 GIVEN = ("action", "input_actions", "input_slip", "input_random_action")  # ends of names
 FED = {"env_cartpole": ("_x", "_x_dot", "_theta", "_theta_dot"), "features": ("_states",)}
-
-
-def case_of(kind: str) -> dict:
-    (case,) = [case for case in json.loads((GOLDEN / "settings.json").read_text())["cases"] if case["kind"] == kind]
-    return case
 
 
 def wrong(kind: str, key: str, x: np.ndarray) -> np.ndarray:
@@ -38,14 +32,7 @@ def wrong(kind: str, key: str, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_records_are_met_and_every_quantity_can_fail(kind: str, tmp_path: Path) -> None:
-    case = case_of(kind)
-    name, original, changed = case["files"]["all"], tmp_path / "original", tmp_path / "changed"
-    for folder in (original, changed):
-        folder.mkdir()
-        (folder / "settings.json").write_text(json.dumps({"cases": [case]}))
-    shutil.copy(GOLDEN / name, original)
+    original = copy_case("barfi", kind, tmp_path / "original", lambda key, x: x)
     assert [row for row in compare("barfi", original) if not row.ok] == []
-    with np.load(GOLDEN / name) as file:
-        arrays = {key: wrong(kind, key, file[key]) for key in file.files}
-    np.savez(changed / name, **arrays)  # type: ignore[arg-type]
+    changed = copy_case("barfi", kind, tmp_path / "changed", functools.partial(wrong, kind))
     assert [row.quantity for row in compare("barfi", changed) if row.ok] == []

@@ -25,12 +25,13 @@ from algos.barfi.common import (
     to_batch,
 )  # fmt: skip
 from algos.barfi.objectives import TIME_REDUCTIONS, Batch, Form
-from algos.barfi.policy import Actor, affine, feature_count, init_affine, make_actor
+from algos.barfi.policy import Actor, feature_count, make_actor
 from algos.barfi.reinforce import REWARDS
 from algos.barfi.replay import Rows
 from algos.barfi.rollout import Trajectory
 from algos.core import Algorithm, Env, Key, Metrics, Params, Source, Spec
 from algos.losses import descend
+from algos.nets import affine, init_affine
 
 
 @register_dataclass

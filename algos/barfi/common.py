@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
+from algos import checks
 from algos.barfi.objectives import Batch
 from algos.barfi.policy import Actor
 from algos.barfi.replay import Rows
+from algos.barfi.rewards import Omega, discount_of, multipliers
 from algos.barfi.rollout import Trajectory, rollout
 from algos.core import Env, Key, Metrics, Params, UsageError
 from algos.losses import adam, descend, rmsprop
@@ -29,14 +31,19 @@ def check_env(algo: str, env: Env) -> None:
         )
 
 
+def check_reward(algo: str, env: Env, state_dependent: bool) -> None:
+    """Raise UsageError for a reward that depends on the state where there are no features of it."""
+    if env.view is None and state_dependent:
+        raise UsageError(
+            f"algo={algo}: env={env.name} has no features for a reward that depends on the state: "
+            "set algo.static.phi_state_dependent=false"
+        )
+
+
 def check_choices(static: Any, choices: dict[str, tuple[str, ...]], positive: tuple[str, ...]) -> None:
-    """Raise UsageError for a setting of `algo.static` that is no choice, or a number below 1."""
-    for name, known in choices.items():
-        if getattr(static, name) not in known:
-            raise UsageError(f"algo.static.{name}={getattr(static, name)} must be one of {', '.join(known)}")
-    for name in positive:
-        if getattr(static, name) < 1:
-            raise UsageError(f"algo.static.{name} is at least 1, not {getattr(static, name)}")
+    """Raise UsageError for a setting of `algo.static` that is no choice, a number below 1, or no norm to clip at."""
+    checks.check_choices(static, choices)
+    checks.check_least(static, **dict.fromkeys(positive, 1))
     if static.clip_norm is not None and static.clip_norm <= 0.0:
         raise UsageError(f"algo.static.clip_norm={static.clip_norm} must be positive, or null for none")
 
@@ -70,6 +77,14 @@ def block_metrics(block: Trajectory) -> Metrics:
     """Means over the block's episodes: returns of both rewards, undiscounted, and steps."""
     sums = {"return": block.reward, "auxiliary": block.auxiliary, "length": block.mask}
     return {f"train_{name}": x.sum(-1).mean() for name, x in sums.items()}
+
+
+def reward_metrics(omega: Omega, features: jax.Array, mask: jax.Array, phi2_mode: str) -> Metrics:
+    """The discount, and the mean of each multiplier over the steps (B, P) of a block, wherever these went."""
+    total = jnp.where(mask[..., None] > 0.0, features, 0.0).sum((0, 1))
+    mean = total / jnp.maximum(mask.sum(), 1.0)
+    phi = multipliers(omega.phi, mean, phi2_mode)  # affine: of the mean it is the mean
+    return {"gamma": discount_of(omega)} | {f"phi{i}_mean": value for i, value in enumerate(phi, 1)}
 
 
 def to_batch(rows: Rows, actor: Actor, body: Params) -> Batch:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from algos.barfi.objectives import Policy, softmax_policy
 from algos.core import Env, Key, Params
+from algos.nets import affine, init_affine
 
 STD = 0.1  # of the Gaussian
 WIDTH = 32  # of the learnt features
@@ -36,18 +37,6 @@ class Actor(NamedTuple):
     sample: Callable[[Key, Params, jax.Array], jax.Array]
     mode: Callable[[Params, jax.Array], jax.Array]
     to_env: Callable[[jax.Array], jax.Array]
-
-
-def affine(params: Params, x: jax.Array) -> jax.Array:
-    """{"kernel" (F, out), "bias" (out,)} applied to x (..., F)."""
-    return x @ params["kernel"] + params["bias"]
-
-
-def init_affine(key: Key, fan_in: int, features: int) -> Params:
-    """PyTorch's default: kernel and bias uniform on ±1/√fan_in."""
-    kernel, bias = jax.random.split(key)
-    draw = lambda k, shape: jax.random.uniform(k, shape, minval=-(fan_in**-0.5), maxval=fan_in**-0.5)  # noqa: E731
-    return {"kernel": draw(kernel, (fan_in, features)), "bias": draw(bias, (features,))}
 
 
 def make_actor(env: Env) -> Actor:

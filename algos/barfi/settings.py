@@ -13,6 +13,7 @@ from jax.tree_util import register_dataclass
 from algos.barfi.common import ACTING, OPTIMISERS, check_choices
 from algos.barfi.objectives import TIME_REDUCTIONS
 from algos.barfi.rewards import PHI2_MODES
+from algos.checks import check_least
 from algos.core import UsageError
 
 NAIVE_EPISODES = 2  # of the step on r_p + r_aux
@@ -87,9 +88,7 @@ class Static:
     def __post_init__(self) -> None:
         """Raises UsageError for choices that do not exist or do not go together."""
         check_choices(self, CHOICES, ("delta", "inner_mul", "hess_mul", "batch_size", "buffer_size"))
-        for name in ("first_mul", "on_set_extra", "loops", "lanczos", "compare"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"algo.static.{name} is at least 0, not {getattr(self, name)}")
+        check_least(self, first_mul=0, on_set_extra=0, loops=0, lanczos=0, compare=0)
         needed = max(self.delta + self.on_set_extra, NAIVE_EPISODES)
         if self.buffer_size < needed:
             raise UsageError(f"algo.static.buffer_size={self.buffer_size} is less than the {needed} newest episodes")

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from algos.barfi.common import act, block_metrics, check_env, play_block
+from algos.barfi.common import act, block_metrics, check_env, check_reward, play_block, reward_metrics
 from algos.barfi.learn import Learner, Method, init_learner, inner_loop, naive_step, outer_step
 from algos.barfi.policy import feature_count, make_actor
 from algos.barfi.replay import Ring, empty_ring, push
-from algos.barfi.rewards import MULTIPLIERS, Omega, discount_of, init_phi
+from algos.barfi.rewards import MULTIPLIERS, Omega, init_phi
 from algos.barfi.settings import Hyper, Static, timetable
-from algos.core import Algorithm, Env, Key, Metrics, Params, Source, Spec, UsageError
+from algos.core import Algorithm, Env, Key, Metrics, Params, Source, Spec
 
 __all__ = ["Hyper", "State", "Static", "make"]
 
@@ -31,12 +31,17 @@ class State(NamedTuple):
     ring: Ring  # its count of episodes is the position in the timetable
     start: jax.Array  # () uint32: seeds the reset of every episode where all start alike
 
+    @property
+    def omega(self) -> Omega:
+        """The reward and the discount that are learnt."""
+        return self.learner.omega
 
-def start_phi(key: Key, static: Static, features: int) -> Params:
+
+def start_phi(key: Key, phi_start: str, state_dependent: bool, features: int) -> Params:
     """The reward's parameters at first."""
-    if static.phi_start == "primary":
+    if phi_start == "primary":
         return {"weight": jnp.zeros((MULTIPLIERS, features)), "bias": jnp.array([0.0, 1.0, 0.0])}
-    return init_phi(key, features, static.phi_state_dependent)
+    return init_phi(key, features, state_dependent)
 
 
 def at_most_once(times: jax.Array, step: Callable[[Learner], tuple[Learner, Metrics]], learner: Learner) -> Any:
@@ -55,11 +60,7 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
     environment without an auxiliary reward or without a horizon, and for a state-dependent reward without features.
     """
     check_env("barfi", env)
-    if env.view is None and static.phi_state_dependent:
-        raise UsageError(
-            f"algo=barfi: env={env.name} has no features for a reward that depends on the state: "
-            "set algo.static.phi_state_dependent=false"
-        )
+    check_reward("barfi", env, static.phi_state_dependent)
     method = Method(static, make_actor(env))
 
     def play(key: Key, start: jax.Array, policy: Params, source: Source) -> Any:
@@ -69,7 +70,8 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
         policy_key, phi_key, start_key = jax.random.split(key, 3)
         policy, start = method.actor.init(policy_key), jax.random.bits(start_key)
         psi = jnp.asarray(hyper.psi0, jnp.result_type(float))
-        omega = Omega(start_phi(phi_key, static, feature_count(env)), psi)
+        phi = start_phi(phi_key, static.phi_start, static.phi_state_dependent, feature_count(env))
+        omega = Omega(phi, psi)
         block = jax.eval_shape(play, key, start, policy, env.params)
         return State(init_learner(policy, omega, method), empty_ring(static.buffer_size, block), start)
 
@@ -87,7 +89,9 @@ def make(static: Static, spec: Spec, env: Env) -> Algorithm:
         naive = lambda _, learner: naive_step(learner, ring, method, hyper)  # noqa: E731
         learner = jax.lax.fori_loop(0, plan.naive, naive, learner)
         learner = inner_loop(inner_key, plan.inner, learner, ring, method, hyper)
-        return State(learner, ring, state.start), metrics | {"gamma": discount_of(learner.omega)}
+        features = method.actor.features(learner.policy["body"], block.obs)
+        metrics |= reward_metrics(learner.omega, features, block.mask, static.phi2_mode)
+        return State(learner, ring, state.start), metrics
 
     def act_in(key: Key, state: State, obs: jax.Array, hyper: Hyper) -> jax.Array:
         return act(key, method.actor, state.learner.policy, obs, static.acting)

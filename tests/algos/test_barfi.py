@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from algos.barfi import actor_critic, learn, objectives, reinforce, replay, rewards, rollout, train
-from algos.barfi.common import running_mean
+from algos.barfi.common import reward_metrics, running_mean
 from algos.barfi.policy import make_actor
 from algos.barfi.settings import timetable
 from algos.core import UsageError
@@ -208,6 +208,16 @@ def test_training_follows_the_timetable(trained):
     assert not metrics["diverging"].any()
     # Two steps of RMSProp, the first of ten times the rate.
     assert (jax.nn.sigmoid(4.6) - metrics["gamma"] > 1e-5).all()
+
+
+def test_mean_multipliers_are_of_the_steps_played(trained):
+    state = jax.tree.map(lambda x: x[0], trained[0].state)
+    block = replay.newest(state.ring, 3).trajectories
+    found = reward_metrics(state.learner.omega, jax.vmap(jax.vmap(one_hot))(block.obs), block.mask, "one")
+    cells, phi = np.asarray(block.obs[..., 0], int)[np.asarray(block.mask) > 0.0], state.learner.omega.phi
+    expected = (np.asarray(phi["weight"])[:, cells] + np.asarray(phi["bias"])[:, None]).mean(-1)
+    expected[1] = 1.0  # STATIC learns no multiplier of the true reward
+    np.testing.assert_allclose([found[f"phi{i}_mean"] for i in (1, 2, 3)], expected, rtol=1e-5)
 
 
 def test_members_do_not_depend_on_each_other(trained):
