@@ -5,9 +5,10 @@ OFFLINE = (  # make(static, spec), trained on a Dataset
 )  # fmt: skip
 ONLINE = (  # make(static, spec, env), trained on its parameters
     "sac", "task_allocation", "task_allocation_transfer", "task_allocation_plus", "allocation_solver",
-    "barfi", "barfi_reinforce", "barfi_actor_critic",
+    "barfi", "barfi_reinforce", "barfi_actor_critic", "barfi_ppo", "mra", "mra_reptile", "mra_maddpg",
+    "mra_maac", "drqv2", "adaptive_rr", "adaptive_rr_sac",
 )  # fmt: skip
-FOLDERS = {  # of papers with several phases: the module of each
+FOLDERS = {  # of papers in folders: the module of each
     "psec_base": "psec.base",
     "psec_skill": "psec.skill",
     "psec_compose": "psec.compose",
@@ -18,4 +19,12 @@ FOLDERS = {  # of papers with several phases: the module of each
     "barfi": "barfi.train",
     "barfi_reinforce": "barfi.reinforce",
     "barfi_actor_critic": "barfi.actor_critic",
+    "barfi_ppo": "barfi.ppo",
+    "mra": "mra.train",
+    "mra_reptile": "mra.reptile",
+    "mra_maddpg": "mra.maddpg",
+    "mra_maac": "mra.maac",
+    "drqv2": "drqv2.train",
+    "adaptive_rr": "adaptive_rr.drqv2",
+    "adaptive_rr_sac": "adaptive_rr.sac",
 }

@@ -34,7 +34,7 @@ from experiments import provenance
 from experiments.cli import guarded, hydra_job
 from experiments.config import EnvConfig, algo_module
 from experiments.log import write_atomically
-from experiments.measure import Subject, flops_per_update, matmul_peak, measure
+from experiments.measure import Subject, env_alone_steps_per_second, flops_per_update, matmul_peak, measure
 from experiments.task import members_by
 
 HALFCHEETAH = Spec(17, 6)
@@ -138,7 +138,8 @@ def bench(config: BenchConfig) -> pd.DataFrame:
     asked = sizes(config)
     subject = make_subject(config)
     flops, before = flops_per_update(subject), matmul_peak()
-    rows = _measured(config, subject, asked)
+    alone = {"env_alone_steps_per_second": env_alone_steps_per_second(subject.env)}
+    rows = [row | alone for row in _measured(config, subject, asked)]
     peak = max(before, matmul_peak())
     frame = pd.DataFrame([_completed(config, row, flops, peak) for row in rows])
     out = Path(config.out)

@@ -46,6 +46,8 @@ class EnvConfig:
     name: str = "auto"
     backend: str = "auto"  # physics of the locomotion tasks: mujoco (C, any host) | mjx (in jit) | auto
     evaluate: str | None = None  # online: where policies are evaluated, if not where they learn; of the same shapes
+    # online: where they are evaluated besides, e.g. [resource-4,resource-9]; columns `return_mean@resource-4`, ...
+    also: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -88,32 +90,41 @@ UNHASHED = (
     "root", "dir", "fresh", "chunk", "keep", "save_every", "members", "pack", "max_members", "memory_gb",
     "tensorboard", "wandb",
 )  # fmt: skip
+UNHASHED_STATIC = ("frames_in",)  # likewise of algo.static
 
 # Keys added after runs had been recorded: they count only where they differ from their default, so that runs
 # without them keep their directories.
 ADDED = ("start",)
-ADDED_TO_ENV = ("evaluate",)
+ADDED_TO_ENV = ("evaluate", "also")
+ADDED_TO_STATIC = {"prefetch": 0}
 ADDED_TO_DATA = ("episodes", "fraction", "best_safe", "holdout", "also", "cost_limit", "reward_range")
 
 
 def algo_module(name: str) -> Any:
-    """The module of an algorithm: Hyper, Static, make; START and what goes with it where it begins from other runs."""
+    """The module of an algorithm: Hyper, Static, make; check_settings, if any; START where it begins from runs."""
     return importlib.import_module(f"algos.{algos.FOLDERS.get(name, name)}")
 
 
 def algo_schema(name: str) -> type:
-    """The dataclass {name, hyper, static} of an algorithm."""
+    """The dataclass {name, hyper, static} of an algorithm; its `check_settings`, if any, sees the latter two."""
     module = algo_module(name)
     fields = [
         ("name", str, field(default=name)),
         ("hyper", module.Hyper, field(default_factory=module.Hyper)),
         ("static", module.Static, field(default_factory=module.Static)),
     ]
-    return dataclasses.make_dataclass(f"{name}_config", fields)
+
+    def check(self: Any) -> None:
+        if hasattr(module, "check_settings"):
+            module.check_settings(self.static, self.hyper)
+
+    return dataclasses.make_dataclass(f"{name}_config", fields, namespace={"__post_init__": check})
 
 
 def register() -> None:
     """Make the schema, the algorithms and the data sets known to Hydra."""
+    # Hydra copies its whole store at each composition, and for each group that --help lists, but only reads the copies.
+    ConfigStore.__deepcopy__ = lambda self, memo: self  # type: ignore[attr-defined]
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(group="run", name="schema", node=RunConfig)
@@ -219,6 +230,10 @@ def fingerprint_of(config: dict[str, Any]) -> str:
     content["run"] = {key: value for key, value in config["run"].items() if key not in UNHASHED}
     if content.get("start"):  # named by what was run, wherever that lies
         content["start"] = [Path(*Path(folder).parts[-3:]).as_posix() for folder in content["start"]]
+    static = config["algo"].get("static", {})
+    static = {key: value for key, value in static.items() if key not in UNHASHED_STATIC}
+    static = {key: value for key, value in static.items() if ADDED_TO_STATIC.get(key, ...) != value}
+    content["algo"] = config["algo"] | {"static": static}
     content["env"] = _changed(config["env"], EnvConfig(), ADDED_TO_ENV)
     content["data"] = _changed(config["data"], DataConfig(), ADDED_TO_DATA)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

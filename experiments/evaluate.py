@@ -33,10 +33,10 @@ from experiments.checkpoint import Checkpoints
 from experiments.cli import guarded, use_compilation_cache
 from experiments.config import DataConfig, algo_module, algo_schema
 from experiments.log import write_atomically
-from experiments.rollout import RETURN, Normalizer, PoolMaker, episode_seeds, make_evaluator
+from experiments.rollout import RETURN, Normalizer, PoolMaker, episode_seeds, make_evaluator, spec_of
 from experiments.start import from_shapes
 from experiments.stats import mean_interval
-from experiments.task import members_by, robot_reference
+from experiments.task import any_population, check_other, members_by, robot_reference
 
 FILE = "evaluation.json"
 
@@ -119,11 +119,14 @@ def load(options: Options) -> Policy:
         backend = config["env"]["backend"]
     env = registry.make(env_name, backend)
     spec = Spec(note["obs_dim"], note["action_dim"], note["max_action"])
-    _check_spec(options.run_dir, spec, env_name, env.spec if isinstance(env, Env) else env(1).spec)
+    online = name in algos.ONLINE
+    extra: tuple[Any, ...] = (registry.make(config["env"]["name"], config["env"]["backend"]),) if online else ()
+    if not any_population(name):
+        _check_spec(options.run_dir, spec, env_name, spec_of(env))
+    if online:
+        check_other(name, extra[0], env, env_name)
 
     typed: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(algo_schema(name)), config["algo"]))
-    online = name in algos.ONLINE
-    extra = (registry.make(note["env"], config["env"]["backend"]),) if online else ()
     algo = algo_module(name).make(typed.static, spec, *extra)
     began = [from_shapes(one["shapes"]) for one in note.get("start", [])]
     found = checkpoints.restore(jax.eval_shape(algo.init, jax.random.key(0), typed.hyper, *began))

@@ -1,21 +1,18 @@
 """A function of a two-dimensional state as a picture: a learned reward, a value, a visit count."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from envs.core import UsageError
-from experiments.log import write_atomically
+from experiments.png import canvas, save
+from experiments.reporting.figures import INK, PAPER
 
 Box = Sequence[Sequence[float]]  # (low, high) of x, then of y
-INK, PAPER = "#1f2328", "#ffffff"
 
 
 def cells(box: Box, n: int) -> np.ndarray:
@@ -43,8 +40,7 @@ def heatmap(
     values = np.asarray(values, float)
     if values.ndim != 2 or not np.isfinite(values).all():
         raise UsageError(f"heat map {title!r}: give it a matrix of finite numbers; its shape is {values.shape}")
-    figure = Figure(figsize=(5.2, 4.4), layout="constrained", facecolor=PAPER)
-    FigureCanvasAgg(figure)
+    figure = canvas(5.2, 4.4)
     axes = figure.add_subplot()
     (left, right), (low, high) = box
     image = axes.imshow(values, origin="lower", extent=(left, right, low, high), aspect="auto", **_colours(values))
@@ -56,9 +52,7 @@ def heatmap(
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=3)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    write_atomically(path, buffer.getvalue())
+    save(figure, path)
 
 
 def _colours(values: np.ndarray) -> dict:

@@ -18,11 +18,11 @@ from jax.sharding import Mesh
 from algos import runner
 from algos.runner import Population
 from envs.core import UsageError
-from experiments import provenance, results, rundir, start
-from experiments.config import Config, as_dict, run_dir
+from experiments import memory, provenance, results, rundir, start
+from experiments.config import Config, RunConfig, as_dict, run_dir
 from experiments.interrupt import Interrupt, Pace
 from experiments.log import Display, Trackers
-from experiments.members import Member, Progress, accumulate, fresh_population, groups, open_member, resume, save
+from experiments.members import Member, Progress, accumulate, groups, member_state, open_member, resume, save
 from experiments.rollout import RETURN, Evaluator, Validator, episode_seeds, make_evaluator, make_validator
 from experiments.task import Task, make_task
 from slurm import preempt
@@ -58,6 +58,7 @@ def train(
             configs, lambda config: open_member(config, task, (jobs or {}).get(run_dir(config))), refused
         )
         folders = [member.dir for member in members]
+        memory.check(configs[0], task, _largest_group(members, configs[0].run))
         if configs[0].run.fresh:
             with rundir.locked(folders):
                 pass  # nobody trains there
@@ -74,6 +75,12 @@ def train(
                 interrupt.leave("stopped between groups; the same command goes on")
             _train_group(task, group, on_evaluation, interrupt)
     return [{} if run_dir(c) in (refused or {}) else results.read(run_dir(c)) or {} for c in configs]
+
+
+def _largest_group(members: list[Member], run: RunConfig) -> int:
+    """Members that will be trained at a time."""
+    left = [m for m in members if run.fresh or results.read(m.dir) is None]
+    return max(map(len, [left] if run.fresh else groups(left, run.save_every)), default=0)
 
 
 def _accepted(configs: list[Config], action: Callable[[Config], Any], refused: dict[Path, str] | None) -> list[Any]:
@@ -133,6 +140,7 @@ class _Session:
     members: list[Member]
     compiler: Callable[[Population, int], _Chunk]
     evaluator: Evaluator
+    others: dict[str, Evaluator]  # of `env.also`
     validator: Validator
     trackers: list[Trackers]
     speed: results.Speed
@@ -144,19 +152,20 @@ class _Session:
 def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHook | None, interrupt: Interrupt) -> None:
     run = members[0].config.run
     mesh = runner.member_mesh(len(members))
-    population = fresh_population(task, members, mesh.size)
-    population, progress = resume(task, members, population)
+    population, progress = resume(task, members, mesh)
     for member in members:
         rundir.begin(member.dir, member.config, member.job)
         results.begin_life(member.dir, progress.update)
         member.metrics.rewind(progress.update - progress.unevaluated(run))
-    population = runner.shard(population, mesh)
     compiler = functools.partial(_Chunk, task, mesh, runner.replicate(task.source, mesh))
     evaluator = make_evaluator(task.algo, task.env, run.eval_episodes, task.how)
+    others = {name: make_evaluator(task.algo, env, run.eval_episodes, task.how) for name, env in task.also.items()}
     trackers = [Trackers(m.dir, run.tensorboard, run.wandb, as_dict(m.config)) for m in members]
     speed, pace = results.Speed(provenance.describe()), Pace(preempt.notice(os.environ))
     validator = make_validator(task.algo, task.holdout, task.how)
-    session = _Session(task, members, compiler, evaluator, validator, trackers, speed, pace, interrupt, on_evaluation)
+    session = _Session(
+        task, members, compiler, evaluator, others, validator, trackers, speed, pace, interrupt, on_evaluation
+    )
     with contextlib.ExitStack() as stack:
         for tracker in trackers:
             stack.callback(tracker.close)
@@ -166,8 +175,8 @@ def _train_group(task: Task, members: list[Member], on_evaluation: EvaluationHoo
     if stopped:
         return
     for index, member in enumerate(members):
-        params = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
-        results.write(member.dir, member.config, task, params, speed, progress.diverged_at[index])
+        state = member_state(population, index)
+        results.write(member.dir, member.config, task, state, speed, progress.diverged_at[index])
 
 
 def _updates(session: _Session, population: Population, progress: Progress) -> tuple[Population, bool]:
@@ -220,16 +229,19 @@ def _evaluate(session: _Session, population: Population, progress: Progress) -> 
     """Returns of all members, written as a row of each member's files; their scores."""
     task, members = session.task, session.members
     run = members[0].config.run
-    here = jax.device_put(jax.tree.map(lambda x: x, population), jax.local_devices()[0])
+    acting = population._replace(state=runner.without_replay(task.algo, population.state))
+    here = jax.device_put(acting, jax.local_devices()[0])
     seeds = [m.config.seed for m in members]
     seeds += [seeds[-1]] * (here.alive.size - len(members))
-    sums = session.evaluator(
-        here, task.normalizer, episode_seeds(seeds, run.eval_episodes, progress.update, run.eval_seed_mode)
-    )
+    starts = episode_seeds(seeds, run.eval_episodes, progress.update, run.eval_seed_mode)
+    sums = session.evaluator(here, task.normalizer, starts)
     returns = sums.pop(RETURN)[: len(members)]
     measured = {f"{name}_mean": values.mean(-1) for name, values in sorted(sums.items())}
     if "cost" in sums:
         measured["normalized_cost"] = task.normalized_cost(measured["cost_mean"])
+    for place, evaluator in session.others.items():
+        there = evaluator(here, task.normalizer, starts)
+        measured |= {f"{name}_mean@{place}": values.mean(-1) for name, values in sorted(there.items())}
     measured |= {name: np.asarray(values) for name, values in sorted(session.validator(here).items())}
     scores = np.array([task.score(row.mean()) for row in returns])
     for index, member in enumerate(members):

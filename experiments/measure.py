@@ -100,7 +100,6 @@ def measure(subject: Subject, size: int, updates: int, chunks: int) -> dict[str,
         # Updates that one iteration makes in a number of its own, which training reports as ..._updates.
         **{f"{k}_per_second_best": best * float(x.mean()) for k, x in metrics.items() if k.endswith("_updates")},
         "env_steps_per_second": env_steps_per_second(subject, population, size),
-        "env_alone_steps_per_second": env_alone_steps_per_second(subject.env),
         "peak_memory_bytes": provenance.peak_memory(),
     }
 
@@ -139,16 +138,19 @@ def env_alone_steps_per_second(env: Env | None) -> float | None:
         return None
     bound = env.spec.max_action
 
-    def one(key: jax.Array) -> jax.Array:
-        def step(carry: tuple[Any, jax.Array], t: jax.Array) -> tuple[tuple[Any, jax.Array], None]:
-            state, total = carry
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def step(
+            carry: tuple[Any, jax.Array, jax.Array], t: jax.Array
+        ) -> tuple[tuple[Any, jax.Array, jax.Array], None]:
+            state, _, total = carry
             env_key, action_key = jax.random.split(jax.random.fold_in(key, t))
             action = jax.random.uniform(action_key, (env.spec.action_dim,), minval=-bound, maxval=bound)
-            state, _, out = autoreset(env, env_key, state, action, env.params)
-            return (state, total + out.reward), None
+            state, obs, out = autoreset(env, env_key, state, action, env.params)
+            return (state, obs, total + out.reward), None
 
-        begun = (env.reset(key, env.params)[0], jnp.zeros(()))
-        return jax.lax.scan(step, begun, jnp.arange(STEPS))[0][1]
+        # The last observation is asked for, too: else nothing would be drawn where observations are pictures.
+        _, obs, total = jax.lax.scan(step, (*env.reset(key, env.params), jnp.zeros(())), jnp.arange(STEPS))[0]
+        return obs, total
 
     mesh = runner.member_mesh(jax.local_device_count())
     members = PartitionSpec("member")

@@ -2,13 +2,17 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from algos import runner
+from algos.host_memory import HOST, Space, memory_space, shapes_and_spaces
 from algos.runner import Population
 from envs.core import UsageError
 from experiments import rundir
@@ -74,23 +78,25 @@ def groups(members: list[Member], save_every: int) -> list[list[Member]]:
     return [sorted(group, key=lambda m: order[id(m)]) for group in groups]
 
 
-def fresh_population(task: Task, members: list[Member], devices: int) -> Population:
+def fresh_population(task: Task, members: list[Member], mesh: Mesh) -> Population:
     """Fresh members, padded with copies of the last to a multiple of the devices."""
-    padded = members + [members[-1]] * (-len(members) % devices)
+    padded = members + [members[-1]] * (-len(members) % mesh.size)
     seeds = jnp.array([m.config.seed for m in padded], jnp.uint32)
     hypers = [m.config.algo.hyper for m in padded]
     hyper = jax.tree.map(lambda *x: jnp.array(x, jnp.float32), *hypers)
     start = jax.tree.map(lambda *x: jnp.stack(x), *[m.start.parts for m in padded])
-    return runner.init_population(task.algo, seeds, hyper, task.how, start)
+    return runner.init_population(task.algo, seeds, hyper, task.how, start, mesh)
 
 
-def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Population, Progress]:
-    """The newest state that all members have, or the fresh one.
+def resume(task: Task, members: list[Member], mesh: Mesh) -> tuple[Population, Progress]:
+    """The newest state that all members have, or a fresh one; spread over the devices of the mesh.
 
     Raises:
         UsageError: the checkpoints are damaged, or what a member began from is no longer the same.
     """
-    like = jax.tree.map(lambda x: x[0], fresh.state)
+    fresh = partial(fresh_population, task, members, mesh)
+    shapes, spaces = shapes_and_spaces(fresh)
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.state)
     newest = None
     while True:
         restored = [m.checkpoints.restore(like, newest) for m in members]
@@ -99,7 +105,7 @@ def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Popula
             break
         newest = min(steps)
     if restored[0] is None:
-        return fresh, Progress(0, {}, 0, [None] * len(members))
+        return runner.shard(fresh(), mesh), Progress(0, {}, 0, [None] * len(members))
     notes = [found[2] for found in restored if found]
     for member, note in zip(members, notes):
         if [one["sha256"] for one in note.get("start", [])] != [one["sha256"] for one in member.start.description]:
@@ -107,14 +113,27 @@ def resume(task: Task, members: list[Member], fresh: Population) -> tuple[Popula
                 f"what {member.dir} began from, {', '.join(member.start.places)}, has changed since; restore it, or "
                 "run.fresh=true starts another run"
             )
-    padding = [restored[-1]] * (fresh.alive.size - len(members))
-    states = [found[1] for found in restored + padding if found]
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    padding = [restored[-1]] * (-len(members) % mesh.size)
+    state = spread([found[1] for found in restored + padding if found], spaces.state, mesh)
     diverged = [note["diverged_at"] for note in notes]
     alive = jnp.array([at is None for at in diverged + [diverged[-1]] * len(padding)])
+    rest = jax.jit(lambda: fresh()._replace(state=None))()  # of the states only the shapes are computed
     sums = {name: np.array([note["sums"][name] for note in notes]) for name in notes[0]["sums"]}
     progress = Progress(newest or steps.pop(), sums, notes[0]["chunks"], diverged, notes[0].get("chunk"))
-    return fresh._replace(state=state, alive=alive), progress
+    return runner.shard(rest._replace(state=state, alive=alive), mesh), progress
+
+
+def spread(states: list[Any], spaces: Any, mesh: Mesh) -> Any:
+    """Members' states, NumPy's, stacked where the members are trained: no device holds more than its share.
+
+    `spaces`: for each array of a state, the memory that it goes to.
+    """
+
+    def stacked(space: Space, *leaves: Any) -> jax.Array:
+        shape, sharding = (len(leaves), *np.shape(leaves[0])), runner.member_sharding(mesh, space)
+        return jax.make_array_from_callback(shape, sharding, lambda index: np.stack(leaves[index[0]]))  # type: ignore[index]
+
+    return jax.tree.map(stacked, spaces, *states)
 
 
 def accumulate(progress: Progress, metrics: runner.Metrics, population: Population, members: int, updates: int) -> None:
@@ -128,10 +147,23 @@ def accumulate(progress: Progress, metrics: runner.Metrics, population: Populati
             progress.diverged_at[index] = progress.update
 
 
+def member_state(population: Population, index: int) -> Any:
+    """A member's state as NumPy's arrays. What lies in the host's memory is not brought to a device."""
+
+    def own(x: jax.Array) -> np.ndarray:
+        if memory_space(x) != HOST:
+            return np.asarray(x[index])
+        starts = {shard.index[0].indices(len(x))[0]: shard.data for shard in x.addressable_shards}
+        start = max(start for start in starts if start <= index)
+        return np.asarray(jax.jit(runner.part)(starts[start], index - start))
+
+    return jax.tree.map(own, population.state)
+
+
 def save(task: Task, members: list[Member], population: Population, progress: Progress) -> None:
     """A checkpoint of each member, as if it had run alone."""
     for index, member in enumerate(members):
-        state = jax.tree.map(lambda x, i=index: np.asarray(x[i]), population.state)
+        state = member_state(population, index)
         mean, std = (np.asarray(x, np.float64).tolist() for x in task.normalizer)
         note = {
             "config": as_dict(dataclasses.replace(member.config)),

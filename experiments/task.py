@@ -1,5 +1,6 @@
 """From a configuration to what is trained: data, environment, algorithm. All checks come before any work."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from envs.core import UsageError
 from envs.datasets import scores
 from envs.mujoco import dynamics
 from experiments.config import Config, algo_module
-from experiments.rollout import Normalizer, PoolMaker
+from experiments.rollout import Normalizer, PoolMaker, spec_of
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Task:
     data_sha256: list[str]
     holdout: Dataset | None = None  # kept apart from training, for Algorithm.validate
     cost_limit: float = 10.0  # of an episode; costs are divided by it
+    also: dict[str, Env | PoolMaker] = dataclasses.field(default_factory=dict)  # evaluated in besides, by name
 
     def score(self, returns: float) -> float:
         """The normalised score, D4RL's or DSRL's, where reference returns are known, else the return itself."""
@@ -78,6 +80,8 @@ def _offline(config: Config) -> Task:
     data = config.data
     if config.env.evaluate is not None:
         raise UsageError(f"env.evaluate={config.env.evaluate} is for online algorithms: set env.name to it instead")
+    if config.env.also:
+        raise UsageError(f"env.also=[{','.join(config.env.also)}] is for online algorithms: leave it out")
     if data.name == "none":
         name = config.algo.name
         raise UsageError(
@@ -95,7 +99,7 @@ def _offline(config: Config) -> Task:
             f"data={loaded.info.name} names no environment of ours: set env.name=gymnasium:ID or another environment"
         )
     env = registry.make(env_name, config.env.backend)
-    spec = env.spec if isinstance(env, Env) else env(1).spec
+    spec = spec_of(env)
     datasets.check_spec(loaded, spec)
     dataset, info, holdout = loaded
     module = algo_module(config.algo.name)
@@ -121,17 +125,42 @@ def _online(config: Config) -> Task:
     if not isinstance(env, Env):
         raise UsageError(f"algo={name} needs a functional environment, {config.env.name} is for evaluation only")
     algo = algo_module(name).make(config.algo.static, env.spec, env)
-    normalizer = (jnp.zeros(env.spec.obs_dim), jnp.ones(env.spec.obs_dim))
+    normalizer = (jnp.zeros(()), jnp.ones(()))
     how = members_by(config.run.members)
-    judge = env if config.env.evaluate is None else registry.make(config.env.evaluate, config.env.backend)
-    if (spec := judge.spec if isinstance(judge, Env) else judge(1).spec) != env.spec:
-        raise UsageError(
-            f"env.evaluate={config.env.evaluate} has (observations, actions, largest action) of {spec}, "
-            f"{env.name} {env.spec}: choose one of the same shapes"
-        )
+    judge = env if config.env.evaluate is None else _judge("env.evaluate", config.env.evaluate, config, env)
     judge_name = config.env.evaluate or env.name
     reference = robot_reference(judge_name)
-    return Task(env.name, algo, judge, judge_name, env.spec, env.params, normalizer, how, reference, None, [])
+    also = {other: _judge("env.also", other, config, env) for other in config.env.also}
+    return Task(
+        env.name, algo, judge, judge_name, env.spec, env.params, normalizer, how, reference, None, [], also=also
+    )  # fmt: skip
+
+
+def _judge(key: str, name: str, config: Config, env: Env) -> Env | PoolMaker:
+    """The environment `name` that policies learnt in `env` are evaluated in."""
+    judge = registry.make(name, config.env.backend)
+    if (spec := spec_of(judge)) != env.spec and not any_population(config.algo.name):
+        raise UsageError(
+            f"{key}={name} has (observations, actions, largest action) of {spec}, "
+            f"{env.name} {env.spec}: choose one of the same shapes"
+        )
+    check_other(config.algo.name, env, judge, name)
+    return judge
+
+
+def any_population(algo: str) -> bool:
+    """Whether an algorithm acts in observations of other sizes than it learnt in."""
+    return getattr(algo_module(algo), "ANY_POPULATION", False)
+
+
+def check_other(algo: str, env: Env, other: Env | PoolMaker, name: str) -> None:
+    """Raise UsageError if what `algo` learns in `env` cannot act in `other`, of this name, for more than its shapes."""
+    check = getattr(algo_module(algo), "check_other", None)
+    if check is None:
+        return
+    if not isinstance(other, Env):
+        raise UsageError(f"env={name} lives on the host: algo={algo} acts in games like {env.name} only")
+    check(env, other)
 
 
 def robot_reference(env: str) -> tuple[float, float] | None:

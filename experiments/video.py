@@ -11,14 +11,15 @@ from PIL import Image
 
 from algos.core import Algorithm, Env
 from algos.runner import Population
-from envs import allocation
+from envs import allocation, particles
 from envs.allocation import render as pictures
 from envs.core import UsageError
 from envs.mujoco import dynamics, find_robot, qpos_qvel
 from envs.mujoco.locomotion import TASKS, load_model
 from envs.mujoco.render import render
+from envs.particles import render as particle_pictures
 from experiments.log import replacing
-from experiments.rollout import Normalizer, acting_key
+from experiments.rollout import BEGIN, Normalizer, acting_key, begin_episodes
 
 FRAMES_PER_SECOND = 30  # at most; simulators step up to 125 times a second
 
@@ -34,7 +35,7 @@ class Played(NamedTuple):
 def target(asked: str, run_dir: Path, env_name: str) -> Path | None:
     """Where `video=` asks for a film: a path, or None for `false`.
 
-    For `true` it is RUN_DIR/video.mp4 of a MuJoCo robot, RUN_DIR/video.gif of task allocation.
+    For `true` it is RUN_DIR/video.mp4 of a MuJoCo robot, RUN_DIR/video.gif of task allocation and particle games.
 
     Raises:
         UsageError: an environment that cannot be drawn, another kind of file, no folder for it, or no ffmpeg for MP4.
@@ -47,8 +48,9 @@ def target(asked: str, run_dir: Path, env_name: str) -> Path | None:
         raise UsageError(f"video={asked} must be true, false, or a path that ends in .mp4 or .gif")
     if not path.parent.is_dir():
         raise UsageError(f"video={asked}: there is no folder {path.parent}")
-    if not robot and not allocation.is_name(env_name):
-        raise UsageError(f"video draws MuJoCo robots and task allocation only, not {env_name}: leave video out")
+    if not (robot or allocation.is_name(env_name) or particles.is_name(env_name)):
+        drawn = "MuJoCo robots, task allocation and particle games"
+        raise UsageError(f"video draws {drawn} only, not {env_name}: leave video out")
     if path.suffix.lower() == ".mp4" and importlib.util.find_spec("imageio_ffmpeg") is None:
         raise UsageError("video in MP4 needs: pip install 'adaptax[video]'; or choose video=PATH.gif")
     return path
@@ -63,7 +65,13 @@ def record(algo: Algorithm, env: Env, population: Population, normalizer: Normal
         UsageError: a robot shall be drawn and the machine has no OpenGL.
     """
     played = play(algo, env, population, normalizer, seed)
-    (_film_robot if _is_robot(env.name) else _film_allocation)(env, played, path)
+    if _is_robot(env.name):
+        _film_robot(env, played, path)
+    elif particles.is_name(env.name):
+        frames = particle_pictures.film(particles.game_of(env.name), played.states.scene, played.reward)
+        write(path, frames, particle_pictures.FRAMES_PER_SECOND)
+    else:
+        _film_allocation(env, played, path)
 
 
 def _is_robot(env_name: str) -> bool:
@@ -102,11 +110,13 @@ def play(algo: Algorithm, env: Env, population: Population, normalizer: Normaliz
     def run(key: jax.Array):
         def body(carry: tuple, t: jax.Array) -> tuple[tuple, tuple]:
             env_state, obs = carry
-            action = algo.act(acting_key(seed, t), state, (obs - mean) / std, hyper)
+            action = algo.act(acting_key(seed, t), state, (obs - mean) / std, hyper, *memory)
             after, step = env.step(jax.random.fold_in(key, t), env_state, action, env.params)
             return (after, step.obs), (env_state, step)
 
-        (last, _), (states, steps) = jax.lax.scan(body, env.reset(key, env.params), jnp.arange(env.horizon))
+        start = env.reset(key, env.params)
+        memory = begin_episodes(algo, acting_key(seed, BEGIN), state, (start[1] - mean) / std, hyper)
+        (last, _), (states, steps) = jax.lax.scan(body, start, jnp.arange(env.horizon))
         states = jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), states, last)
         return states, steps.reward, steps.measures, steps.terminated | steps.truncated
 

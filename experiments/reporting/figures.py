@@ -34,7 +34,7 @@ _SETTINGS = {
     "path.simplify": True, "path.simplify_threshold": 0.3, "text.parse_math": False,
 }  # fmt: skip
 _COLUMNS = 3
-_styled = style.context(["default", _SETTINGS])  # whatever the user's own matplotlibrc says
+styled = style.context(["default", _SETTINGS])  # whatever the user's own matplotlibrc says
 
 
 class Look:
@@ -50,7 +50,7 @@ class Look:
         return {"color": PALETTE[i % len(PALETTE)], "linestyle": DASHES[i // len(PALETTE) % len(DASHES)]}
 
 
-@_styled
+@styled
 def curves(result: TableResult, records: Curves, look: Look) -> Picture | None:
     """Learning curves, one panel a task; None where no member that counts has one."""
     methods = {cell.cell.method for cell in result.cells if len(_common(cell, records)[0])}
@@ -80,7 +80,7 @@ def curves(result: TableResult, records: Curves, look: Look) -> Picture | None:
     return _picture(figure, f"{result.table.name}-curves", caption)
 
 
-@_styled
+@styled
 def strips(result: TableResult, look: Look) -> Picture | None:
     """Every seed's score, one panel a task; None where no member counts."""
     if not any(cell.counted for cell in result.cells):
@@ -119,7 +119,7 @@ def strips(result: TableResult, look: Look) -> Picture | None:
     )
 
 
-@_styled
+@styled
 def profiles(result: TableResult, look: Look) -> Picture | None:
     """Performance profiles of a table of several tasks; None where no method has all of them."""
     if not result.profiles:

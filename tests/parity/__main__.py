@@ -13,7 +13,7 @@ from envs.core import UsageError
 from tests.parity.core import Row, check_all_used, print_table, read_settings, run_case
 
 # Each a module of this package with `KINDS`: a comparison for each kind of case.
-ALGORITHMS = ("a2pr", "psec", "task_allocation", "barfi")
+ALGORITHMS = ("a2pr", "psec", "task_allocation", "barfi", "mra", "adaptive_rr")
 
 
 def compare(algorithm: str, folder: Path) -> list[Row]:

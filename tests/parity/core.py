@@ -71,12 +71,12 @@ class Comparison:
 class Arrays:
     """The arrays of one case's files under one roof. Every one of them has to be read."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], prefixes: Sequence[str] = ()) -> None:
         self.name = ", ".join(path.name for path in paths)
         self._arrays: dict[str, np.ndarray] = {}
         self._read: set[str] = set()
-        for path in paths:
-            arrays = read_npz(path)
+        for path, prefix in zip(paths, prefixes or [""] * len(paths), strict=True):
+            arrays = {f"{prefix}{key}": x for key, x in read_npz(path).items()}
             twice = sorted(arrays.keys() & self._arrays.keys())
             if twice:
                 raise UsageError(f"{path}: array '{twice[0]}' is in another file of the same case, too")
@@ -146,6 +146,13 @@ def file_names(files: Any) -> list[str]:
     return [name for part in parts for name in file_names(part)]
 
 
+def file_prefix(files: Any, name: str) -> str:
+    """What the names of a file's arrays begin with: `files` {"after": {"5": name}} has them below `after5/`."""
+    groups = {key: group for key, group in files.items() if isinstance(group, dict)} if isinstance(files, dict) else {}
+    below = [f"{key}{part}/" for key, group in groups.items() for part, file in group.items() if file == name]
+    return below[0] if below else ""
+
+
 def check_all_used(folder: Path, cases: list[dict[str, Any]]) -> None:
     """Raise UsageError where a file lies in the folder that no case names."""
     used = {folder / name for case in cases for name in file_names(case["files"])}
@@ -160,7 +167,8 @@ def run_case(folder: Path, settings: dict[str, Any], kinds: Kinds) -> tuple[str,
     kind, names = settings["kind"], file_names(settings["files"])
     if kind not in kinds:
         raise UsageError(f"settings.json: no comparison for kind '{kind}'; known: {', '.join(kinds)}")
-    arrays = Arrays([folder / name for name in names])
+    prefixes = [file_prefix(settings["files"], name) for name in names]
+    arrays = Arrays([folder / name for name in names], prefixes)
     comparison = Comparison()
     try:
         kinds[kind](Case(kind, arrays, settings), comparison)
