@@ -4,7 +4,8 @@
 VENV := .venv
 PYTHON ?=
 EXTRAS ?= dev
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# A worker that dies ends the run: with the rest of its file gone, xdist would wait for it for ever.
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart 0
 
 comma := ,
 BIN := $(VENV)/bin

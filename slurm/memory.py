@@ -1,11 +1,8 @@
 """How much memory a job will need, estimated before it is submitted; nothing is computed or downloaded."""
 
 from pathlib import Path
-from typing import Any
 
 import h5py
-import jax
-import jax.numpy as jnp
 
 import algos
 from envs import registry
@@ -13,6 +10,7 @@ from envs.core import Env, Spec, UsageError
 from envs.datasets import registry as data_registry
 from envs.datasets.download import default_cache
 from experiments.config import Config, algo_module
+from experiments.memory import member_bytes
 
 # While an update is made there are gradients, activations and a new state beside the state itself: XLA's analysis of
 # the vmapped programs of BC, TD3+BC, IQL and A2PR at the papers' sizes says 2.7 to 3.5 times the state in all.
@@ -30,23 +28,16 @@ def per_member(config: Config) -> int | None:
     spec = env.spec if isinstance(env, Env) else _spec(rows)
     if spec is None:
         return None
-    module, static, key = algo_module(config.algo.name), config.algo.static, jax.random.key(0)
-    algo = module.make(static, spec, env) if config.algo.name in algos.ONLINE else module.make(static, spec)
-    hyper = jax.tree.map(jnp.float32, config.algo.hyper)
-    start = jax.eval_shape(lambda: module.example_start(key, static, spec)) if config.start else ()
-    state = jax.eval_shape(algo.init, key, hyper, *start)
-    replay = _bytes(getattr(state, "buffer", ()))  # written in place
-    return int(PER_STATE * (_bytes(state) - replay)) + replay
+    make, static = algo_module(config.algo.name).make, config.algo.static
+    algo = make(static, spec, env) if config.algo.name in algos.ONLINE else make(static, spec)
+    replay, rest = member_bytes(config, algo, spec, env)
+    return int(PER_STATE * rest) + replay  # which is written in place
 
 
 def shared(config: Config) -> int:
     """Bytes of the data set on the device, which all members share; 0 where its file is not at hand."""
     rows = _rows(config)
     return 0 if rows is None else 4 * rows[0] * (2 * rows[1] + rows[2] + 3)
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _env(config: Config) -> Env | None:

@@ -14,9 +14,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 
 from envs import pointmix  # noqa: E402
 from envs.datasets.hdf5 import write_d4rl  # noqa: E402
+from experiments.cli import guarded  # noqa: E402
+
+Train = Callable[..., tuple[int, str]]  # arguments of the training command -> (exit status, stderr)
+
+MANY_MAPS = 15_000
 
 # Narrow networks on PointMix: a training run of seconds.
 NARROW = [
@@ -52,6 +58,15 @@ def quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps() -> Iterator[None]:
+    """Every compiled program takes several memory maps, of which Linux gives a process 65,530: drop them in time."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def command() -> Callable[..., subprocess.CompletedProcess]:
     """Run `python -m MODULE ARGS` as a user would, from the project's root."""
@@ -61,5 +76,26 @@ def command() -> Callable[..., subprocess.CompletedProcess]:
             [sys.executable, "-m", module, *args],
             cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=600,
         )  # fmt: skip
+
+    return run
+
+
+def call(run: Callable[[], object], *args: str) -> int:
+    """Run a command of Hydra's in this process; its exit status."""
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["command", *args])
+        return guarded(run)
+
+
+@pytest.fixture
+def run_train(capsys: pytest.CaptureFixture) -> Train:
+    """The training command in this process."""
+    from experiments import train  # not above: it imports for seconds, and most tests do without
+
+    def run(*args: str) -> tuple[int, str]:
+        capsys.readouterr()
+        status = call(train.run, *args)
+        return status, capsys.readouterr().err.strip()
 
     return run

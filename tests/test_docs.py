@@ -111,10 +111,16 @@ SMALL = {
     "train allocation_solver": f"{_SHORT} algo.static.evaluations=60",
     "train barfi": _BLOCKS,
     "train barfi_reinforce": _BLOCKS,
+    "train mra": f"{_SHORT} algo.static.envs=2 algo.static.batch_size=8",
+    "train adaptive_rr": f"{_SHORT} algo.static.hidden_dim=8 algo.static.batch_size=4 algo.static.buffer_capacity=2002",
     "make_dataset sac": f"{_SAC} transitions=200 medium_score=-1000 penalties=[1] stages=2 overwrite=true",
     "bench a2pr": f"{_A2PR} population=1 updates=2 chunks=1 transitions=100",
     "evaluate": "episodes=2",
+    "populations": "in=[resource-3] episodes=2 adapt=0 skills=prior",
+    "exploitability": "in=[resource-2] start=run updates=1 games=4 episodes=2",
+    "crossplay": "in=[resource-2] episodes=2",
     "report": "",
+    "plasticity": "",
     "reproduce": "",
     "skills": "",
 }
@@ -170,7 +176,8 @@ def extending(page: Path) -> bool:
     return any(block.title for block in blocks(page))
 
 
-IN_ORDER = [DOCS / "skills.md", DOCS / "task-allocation.md"]  # pages whose commands build on one another
+# pages whose commands build on one another
+IN_ORDER = [DOCS / "skills.md", DOCS / "task-allocation.md", DOCS / "populations.md", DOCS / "replay-ratio.md"]
 ALL = [command for page in PAGES for command in commands_of(page)]
 FREE = [command for page in PAGES if not extending(page) and page not in IN_ORDER for command in commands_of(page)]
 ORDERED = {command.text for page in IN_ORDER for command in commands_of(page)}  # also where other pages quote them

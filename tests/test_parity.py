@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.golden_case import GOLDEN, copy_case
 from tests.parity.__main__ import compare, main
 
-GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).parents[2] / "shared" / "golden"
 NARROW, CONVERSION = "narrow_base_seed0.npz", "d4rl_conversion.npz"
 RAW = ("data/observations_raw", "data/next_observations_raw", "data/actions", "data/rewards", "raw/")
@@ -75,20 +75,15 @@ PSEC_GIVEN = re.compile(
 
 @pytest.mark.parametrize("kind", PSEC_KINDS)
 def test_every_quantity_of_psec_can_fail(kind: str, tmp_path: Path) -> None:
-    cases = json.loads((GOLDEN / "psec" / "settings.json").read_text())["cases"]
-    (case,) = [case for case in cases if case["kind"] == kind]
-    name = case["files"]["all"]
-    with np.load(GOLDEN / "psec" / name) as file:
-        arrays = dict(file)
     given = "noise_level/weights" if kind == "sampling" else None
-    for key, x in arrays.items():
+
+    def wrong(key: str, x: np.ndarray) -> np.ndarray:
         if key.endswith("selected_index_min_qc"):
-            arrays[key] = (x + 1) % 8
-        elif not PSEC_GIVEN.fullmatch(key) and key != given:
-            arrays[key] = x + 1e-2 * (1 + np.abs(x))
-    np.savez(tmp_path / name, **arrays)
-    (tmp_path / "settings.json").write_text(json.dumps({"cases": [case]}))
-    assert [row.quantity for row in compare("psec", tmp_path) if row.ok] == []
+            return (x + 1) % 8
+        return x if PSEC_GIVEN.fullmatch(key) or key == given else x + 1e-2 * (1 + np.abs(x))
+
+    changed = copy_case("psec", kind, tmp_path, wrong)
+    assert [row.quantity for row in compare("psec", changed) if row.ok] == []
 
 
 DECIDE_GIVEN = re.compile(
@@ -98,19 +93,16 @@ DECIDE_GIVEN = re.compile(
 
 
 def test_every_quantity_of_decisions_can_fail(tmp_path: Path) -> None:
-    cases = json.loads((GOLDEN / "task_allocation" / "settings.json").read_text())["cases"]
-    (case,) = [case for case in cases if case["files"]["all"] == "decide_rbf.npz"]
-    with np.load(GOLDEN / "task_allocation" / "decide_rbf.npz") as file:
-        arrays = dict(file)
-    for key, x in arrays.items():
-        if not DECIDE_GIVEN.fullmatch(key):
-            arrays[key] = shifted(key, x)
+    def wrong(key: str, x: np.ndarray) -> np.ndarray:
+        x = x if DECIDE_GIVEN.fullmatch(key) else shifted(key, x)
         if key.endswith(("select_critic_loss", "select_actor_loss")):
-            arrays[key][0, 0, -1] = 0.0  # one pick more
-    arrays["decision.step_index"][1] = 1  # of a decision in which nothing was drawn
-    np.savez(tmp_path / "decide_rbf.npz", **arrays)
-    (tmp_path / "settings.json").write_text(json.dumps({"cases": [case]}))
-    assert [row.quantity for row in compare("task_allocation", tmp_path) if row.ok] == []
+            x[0, 0, -1] = 0.0  # one pick more
+        if key == "decision.step_index":
+            x[1] = 1  # of a decision in which nothing was drawn
+        return x
+
+    changed = copy_case("task_allocation", "decide_rbf.npz", tmp_path, wrong)
+    assert [row.quantity for row in compare("task_allocation", changed) if row.ok] == []
 
 
 @pytest.mark.parametrize(

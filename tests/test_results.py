@@ -7,7 +7,7 @@ import pytest
 from experiments.report import report
 
 ROOT = Path(__file__).parent.parent
-REPORTS = sorted(path.parent for path in (ROOT / "docs" / "results").rglob("runs.csv"))
+REPORTS = sorted(path.parent for path in (ROOT / "docs" / "results").rglob("plan.json"))
 
 
 def test_there_is_a_report() -> None:

@@ -334,8 +334,11 @@ def test_frames_are_drawn_without_a_screen():
     assert (frames[0] != frames[2]).any()
 
 
-def test_drawing_mistakes_are_named():
+def test_drawing_mistakes_are_named(monkeypatch):
     with pytest.raises(UsageError, match=r"hopper is drawn from positions of shape \(T, 6\), not \(3, 5\)"):
         render("hopper", np.zeros((3, 5)))
     with pytest.raises(UsageError, match="no camera 'moon'; choose one of track"):
         render("hopper", np.zeros((3, 6)), camera="moon")
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with pytest.raises(UsageError, match="no OpenGL for drawing \\(MUJOCO_GL is disable\\); .* set MUJOCO_GL=egl or"):
+        render("hopper", np.zeros((3, 6)))

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from algos import bc
-from envs.core import Spec, UsageError
+from envs.core import Env, Spec, UsageError
 from experiments import bench, measure
 from experiments.bench import BenchConfig
 from experiments.config import EnvConfig, algo_schema
@@ -21,7 +21,7 @@ COLUMNS = {
     "algo", "static", "env", "transitions", "updates", "chunks", "members", "population", "devices",
     "compile_seconds", "updates_per_second_best", "updates_per_second_median",
     "updates_per_second_per_member_best", "updates_per_second_per_member_median", "program_bytes",
-    "peak_memory_bytes", "env_steps_per_second", "flops_per_update", "flops_per_second",
+    "peak_memory_bytes", "env_steps_per_second", "env_alone_steps_per_second", "flops_per_update", "flops_per_second",
     "matmul_flops_per_second", "fraction_of_matmul_peak", "device", "git", "python", "jax", "jaxlib", "mujoco",
 }  # fmt: skip
 NARROW = ["algo=bc", "algo.static.hidden=[8]", "algo.static.batch_size=8", "env=pointmix", "transitions=64"]
@@ -73,6 +73,24 @@ def test_env_steps_count_unfinished_episodes_only(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(measure, "seconds", lambda function: 0.5)
     steps = 2 * measure.EPISODES * 30  # PointMix never ends before its time limit
     assert measure.env_steps_per_second(subject, population, 2) == steps / 0.5
+
+
+def test_the_environment_alone_is_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    timed = []
+
+    def timer(env: Env | None) -> float:
+        timed.append(env)
+        return 700.0
+
+    def measured(subject: measure.Subject, size: int, updates: int, chunks: int) -> dict[str, Any]:
+        return {"population": size, "devices": 1, "updates_per_second_best": 1.0}
+
+    monkeypatch.setattr(bench, "env_alone_steps_per_second", timer)
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(bench, "matmul_peak", lambda: 1e9)
+    rows = bench.bench(config(population=[1, 2], out=str(tmp_path / "bench.csv")))
+    assert list(rows.env_alone_steps_per_second) == [700.0, 700.0]
+    assert [env.name for env in timed if env is not None] == ["pointmix"]
 
 
 BAD: dict[str, dict[str, Any]] = {

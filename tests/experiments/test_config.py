@@ -6,6 +6,7 @@ import pytest
 from hydra import compose, initialize_config_module
 
 from algos import OFFLINE, ONLINE
+from algos.task_allocation import nets
 from envs.core import UsageError
 from envs.datasets.registry import registry
 from experiments import config as schema
@@ -15,7 +16,10 @@ from experiments.loop import chunk_updates
 schema.register()
 
 # Nothing of theirs can be narrower.
-WITHOUT_NETWORKS = ("allocation_solver", "barfi", "barfi_reinforce", "barfi_actor_critic")
+WITHOUT_NETWORKS = (
+    "allocation_solver", "barfi", "barfi_reinforce", "barfi_actor_critic", "barfi_ppo", "mra",
+    "mra_reptile", "mra_maddpg",
+)  # fmt: skip
 
 
 def composed(*overrides: str) -> Config:
@@ -31,6 +35,12 @@ def test_every_algorithm_has_a_configuration_in_both_sizes(name: str) -> None:
     assert (small.algo.static == paper.algo.static) == (name in WITHOUT_NETWORKS)
     assert small.algo.hyper == paper.algo.hyper
     hash(small.algo.static)
+
+
+def test_the_original_codes_switches_are_a_configuration() -> None:
+    official = composed("algo=task_allocation_official").algo
+    assert official.name == "task_allocation"
+    assert official.static == nets.Static(**nets.OFFICIAL) != nets.Static()
 
 
 def test_the_papers_settings_are_found_by_data_set() -> None:

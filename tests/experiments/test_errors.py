@@ -1,6 +1,7 @@
 """Every mistake of the user: one line that names it, exit status 2, nothing written over."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -12,28 +13,17 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from experiments import train
-from experiments.cli import guarded
-from tests.conftest import NARROW, ROOT
+from tests.conftest import NARROW, ROOT, Train, call
 
-Train = Callable[..., tuple[int, str]]
 SHORT = [*NARROW, "run.updates=40", "run.eval_every=20", "run.save_every=20", "run.chunk=20", "run.eval_episodes=2"]
 
 
 @pytest.fixture
-def run_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Train:
-    """Call the command in this process: (arguments) -> (exit status, stderr)."""
-
-    def run(*args: str) -> tuple[int, str]:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["train", f"run.root={tmp_path / 'runs'}", *SHORT, *args])
-        capsys.readouterr()
-        status = guarded(train.run)
-        return status, capsys.readouterr().err.strip()
-
-    return run
+def run_short(run_train: Train, tmp_path: Path) -> Train:
+    """Short runs of narrow networks."""
+    return functools.partial(run_train, f"run.root={tmp_path / 'runs'}", *SHORT)
 
 
 def refuses(outcome: tuple[int, str], *words: str) -> None:
@@ -81,10 +71,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     ],
 )
 def test_bad_configuration(
-    args: list[str], words: list[str], run_train: Train, pointmix_file: Path, tmp_path: Path
+    args: list[str], words: list[str], run_short: Train, pointmix_file: Path, tmp_path: Path
 ) -> None:
     base = [] if any(a.startswith("data") for a in args) else ["data=custom", f"data.path={pointmix_file}"]
-    refuses(run_train(*base, *args), *words)
+    refuses(run_short(*base, *args), *words)
     assert not (tmp_path / "runs").exists()
 
 
@@ -96,13 +86,8 @@ def test_bad_configuration(
         (["data=none", "env.name=gymnasium:Pendulum-v1"], ["gymnasium:Pendulum-v1", "evaluation only"]),
     ],
 )
-def test_sac_needs_an_environment(
-    args: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["train", "algo=sac", *args])
-    status = guarded(train.run)
-    refuses((status, capsys.readouterr().err.strip()), *words)
+def test_sac_needs_an_environment(args: list[str], words: list[str], run_train: Train) -> None:
+    refuses(run_train("algo=sac", *args), *words)
 
 
 @pytest.mark.parametrize(
@@ -119,67 +104,65 @@ def test_sac_needs_an_environment(
     ],
 )
 def test_online_algorithms_refuse_what_they_cannot_learn_or_be_evaluated_in(
-    args: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+    args: list[str], words: list[str], run_train: Train, tmp_path: Path
 ) -> None:
-    GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["train", f"run.root={tmp_path / 'runs'}", *args])
-    status = guarded(train.run)
-    refuses((status, capsys.readouterr().err.strip()), *words)
+    refuses(run_train(f"run.root={tmp_path / 'runs'}", *args), *words)
     assert not (tmp_path / "runs").exists()
 
 
-def test_file_without_a_needed_key(run_train: Train, pointmix_file: Path, tmp_path: Path) -> None:
+def test_file_without_a_needed_key(run_short: Train, pointmix_file: Path, tmp_path: Path) -> None:
     argument = damaged(pointmix_file, tmp_path / "bad.hdf5", lambda file: file.__delitem__("rewards"))
-    refuses(run_train("data=custom", argument), "bad.hdf5", "rewards")
+    refuses(run_short("data=custom", argument), "bad.hdf5", "rewards")
 
 
-def test_nan_in_the_data(run_train: Train, pointmix_file: Path, tmp_path: Path) -> None:
+def test_nan_in_the_data(run_short: Train, pointmix_file: Path, tmp_path: Path) -> None:
     def spoil(file: h5py.File) -> None:
         file["rewards"][7] = np.nan
 
-    refuses(run_train("data=custom", damaged(pointmix_file, tmp_path / "bad.hdf5", spoil)), "bad.hdf5", "rewards", "7")
+    refuses(run_short("data=custom", damaged(pointmix_file, tmp_path / "bad.hdf5", spoil)), "bad.hdf5", "rewards", "7")
 
 
-def test_data_of_other_dimensions_than_the_environment(run_train: Train, pointmix_file: Path) -> None:
-    refuses(run_train("data=custom", f"data.path={pointmix_file}", "env=hopper"), "2", "11", "environment")
+def test_data_of_other_dimensions_than_the_environment(run_short: Train, pointmix_file: Path) -> None:
+    refuses(run_short("data=custom", f"data.path={pointmix_file}", "env=hopper"), "2", "11", "environment")
 
 
-def test_unknown_environment(run_train: Train, pointmix_file: Path) -> None:
-    refuses(run_train("data=custom", f"data.path={pointmix_file}", "env.name=hoper"), "hoper", "hopper")
+def test_unknown_environment(run_short: Train, pointmix_file: Path) -> None:
+    refuses(run_short("data=custom", f"data.path={pointmix_file}", "env.name=hoper"), "hoper", "hopper")
 
 
-def test_no_network(run_train: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_no_network(run_short: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ADAPTAX_DATA", str(tmp_path / "cache"))
     for scheme in ("http", "https"):
         monkeypatch.setenv(f"{scheme}_proxy", "http://127.0.0.1:9")  # nothing listens there
-    status, text = run_train("data=hopper-medium-v2")
+    status, text = run_short("data=hopper-medium-v2")
     error = [line for line in text.splitlines() if not line.startswith("fetching ")]  # says what it tries
     refuses((status, "\n".join(error)), "hopper_medium-v2.hdf5", "data.path")
 
 
 def test_checksum_mismatch(
-    run_train: Train, pointmix_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    run_short: Train, pointmix_file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / "cache" / "hopper_medium-v2.hdf5"
     file.parent.mkdir()
     shutil.copy(pointmix_file, file)
     (tmp_path / "cache" / "hopper_medium-v2.hdf5.sha256").write_text("0" * 64 + "  hopper_medium-v2.hdf5\n")
     monkeypatch.setenv("ADAPTAX_DATA", str(file.parent))
-    refuses(run_train("data=hopper-medium-v2"), "hopper_medium-v2.hdf5", "0000")
+    refuses(run_short("data=hopper-medium-v2"), "hopper_medium-v2.hdf5", "0000")
 
 
 class TestRunDirectories:
     """One trained run, and everything that must not be done to it."""
 
+    @pytest.fixture(scope="class")
+    def finished(self, pointmix_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("finished") / "run"
+        assert call(train.run, *SHORT, "data=custom", f"data.path={pointmix_file}", f"run.dir={folder}") == 0
+        return folder
+
     @pytest.fixture
-    def trained(self, run_train: Train, pointmix_file: Path, tmp_path: Path) -> tuple[Train, Path]:
-        folder = tmp_path / "run"
-
-        def again(*args: str) -> tuple[int, str]:
-            return run_train("data=custom", f"data.path={pointmix_file}", f"run.dir={folder}", *args)
-
-        assert again()[0] == 0
-        return again, folder
+    def trained(self, finished: Path, run_short: Train, pointmix_file: Path, tmp_path: Path) -> tuple[Train, Path]:
+        folder = Path(shutil.copytree(finished, tmp_path / "run"))
+        return functools.partial(run_short, "data=custom", f"data.path={pointmix_file}", f"run.dir={folder}"), folder
 
     def test_are_kept(self, trained: tuple[Train, Path]) -> None:
         again, folder = trained
@@ -208,11 +191,11 @@ class TestRunDirectories:
         finally:
             pointmix_file.write_bytes(original)
 
-    def test_foreign_folder(self, run_train: Train, pointmix_file: Path, tmp_path: Path) -> None:
+    def test_foreign_folder(self, run_short: Train, pointmix_file: Path, tmp_path: Path) -> None:
         folder = tmp_path / "thesis"
         folder.mkdir()
         (folder / "chapter1.tex").write_text("precious")
-        refuses(run_train("data=custom", f"data.path={pointmix_file}", f"run.dir={folder}"), str(folder))
+        refuses(run_short("data=custom", f"data.path={pointmix_file}", f"run.dir={folder}"), str(folder))
         assert contents(folder) == {str(folder / "chapter1.tex"): b"precious"}
 
     def test_fresh_sets_the_old_run_aside(self, trained: tuple[Train, Path]) -> None:

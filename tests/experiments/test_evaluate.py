@@ -31,12 +31,14 @@ SMALL = {
 }
 
 
-def trained(algo: str, data: DataConfig, env: str, folder: Path, updates: int = 20) -> Path:
+def trained(
+    algo: str, data: DataConfig, env: str, folder: Path, updates: int = 20, judged_in: str | None = None
+) -> Path:
     """The directory of a run with two checkpoints."""
     static = algo_module(algo).Static(**SMALL[algo])
     half = updates // 2
     run = RunConfig(updates=updates, eval_every=half, save_every=half, eval_episodes=EPISODES, dir=str(folder))
-    train([Config(algo_schema(algo)(static=static), data, EnvConfig(name=env), run, SEED)])
+    train([Config(algo_schema(algo)(static=static), data, EnvConfig(name=env, evaluate=judged_in), run, SEED)])
     return folder
 
 
@@ -144,6 +146,14 @@ def test_an_online_run(tmp_path: Path) -> None:
     assert result["return"]["mean"] == pytest.approx(last_row(folder)["return_mean"], rel=1e-6)
 
 
+def test_a_run_that_was_evaluated_in_another_environment(tmp_path: Path) -> None:
+    """The environment where it learnt is part of its state; the other one is where it acts."""
+    folder = trained("sac", DataConfig("none"), "pointmix", tmp_path / "sac", judged_in="eight-modes")
+    result = evaluate.evaluate(evaluate.Options(folder, episodes=EPISODES, seed=SEED))
+    assert result["env"] == "eight-modes"
+    assert result["return"]["mean"] == pytest.approx(last_row(folder)["return_mean"], rel=1e-6)
+
+
 def damage(checkpoint: Path) -> None:
     file = max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(file.read_bytes())
@@ -172,8 +182,8 @@ BAD = {
     "env.backend=mjx": "does not apply to 'pointmix'",
     "video=film.avi": "video=film.avi must be true, false, or a path that ends in .mp4 or .gif",
     "video=nowhere/film.gif": "there is no folder nowhere",
-    "video=film.gif": "video draws MuJoCo robots and task allocation only, not pointmix",
-    "video=true": "video draws MuJoCo robots and task allocation only, not pointmix",
+    "video=film.gif": "video draws MuJoCo robots, task allocation and particle games only, not pointmix",
+    "video=true": "video draws MuJoCo robots, task allocation and particle games only, not pointmix",
 }
 
 

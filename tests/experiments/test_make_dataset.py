@@ -1,19 +1,18 @@
 """Data sets made here: levels in D4RL's layout, with their origin inside."""
 
-import sys
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hydra.core.global_hydra import GlobalHydra
 
 from envs import datasets
 from envs.datasets.hdf5 import read_hdf5
 from envs.datasets.metadata import read_metadata
 from experiments import collect, make_dataset
-from experiments.cli import guarded
+from tests.conftest import call
 
 Make = Callable[..., int]
 TINY = [
@@ -36,13 +35,8 @@ TINY = [
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    def run(*args: str) -> int:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["make_dataset", *TINY, *args])
-        return guarded(make_dataset.run)
-
-    return run
+def make() -> Make:
+    return functools.partial(call, make_dataset.run, *TINY)
 
 
 def test_all_levels(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -141,6 +135,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_mixed_safe_and_unsafe(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = [*MIXED, f"out={tmp_path / 'data'}", f"run.root={tmp_path / 'runs'}"]
     assert make(*arguments) == 0
