@@ -62,6 +62,7 @@ class TimeStep(NamedTuple):
     terminated: jax.Array  # () bool
     truncated: jax.Array  # () bool; the time limit was reached
     measures: dict[str, jax.Array] = {}  # () float32 each: what evaluations sum over an episode too, e.g. cost
+    rewards: jax.Array | None = None  # (N,) float32: each agent's own where there are several; `reward` is their sum
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,13 @@ import difflib
 import functools
 from collections.abc import Callable
 
-from envs import allocation, mujoco, penalty, pointmix, shaped
+from envs import allocation, minatar, mujoco, particles, penalty, pixels, pointmix, shaped
 from envs.adapters import GymnasiumPool, from_gymnax
 from envs.allocation.adapter import contract_env
 from envs.core import Env, UsageError
 from envs.mujoco import dynamics
 from envs.mujoco.locomotion import TASKS
+from envs.pixels import dmc
 from envs.toys import eight_modes, pointspeed, two_regions
 
 GYMNAX = "gymnax:"  # gymnax:Pendulum-v1
@@ -18,7 +19,10 @@ TOYS: dict[str, Callable[[], Env]] = {
     "eight-modes": eight_modes.make,
     "two-regions": two_regions.make,
 } | {f"pointspeed-{speed:g}": functools.partial(pointspeed.make, speed) for speed in pointspeed.SPEEDS}
-NAMES = (*TASKS, *dynamics.NAMED, "pointmix", *TOYS, *allocation.NAMES, *shaped.NAMES)
+NAMES = (
+    *TASKS, *dynamics.NAMED, "pointmix", *TOYS,
+    *allocation.NAMES, *shaped.NAMES, *particles.NAMES, *pixels.NAMES, *dmc.NAMES, *minatar.NAMES,
+)  # fmt: skip
 
 
 def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPool]:
@@ -29,6 +33,8 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
     Behind a robot's name there can be a shift of its dynamics (halfcheetah-friction0.25, see `mujoco.dynamics`), and
     behind an environment with costs what of them is taken off the reward (safe-hopper-penalty2, see `penalty`).
     Task allocation on instances drawn at random has their sizes in the name (rbf-train-12x3, see `allocation`).
+    So have particle games their populations (resource-3+6-in-24, see `particles`), and control tasks seen in pictures
+    the size of these (pixels-cartpole-swingup-64, see `pixels`; dmc-walker-run-64, see `pixels.dmc`).
     Raises UsageError for a name that is not known, with the nearest one that is, and for a misplaced backend.
     """
     if (found := penalty.split(name)) is not None:
@@ -50,6 +56,14 @@ def make(name: str, backend: str = "auto") -> Env | Callable[[int], GymnasiumPoo
         return TOYS[name]()
     if allocation.is_name(name):
         return contract_env(allocation.make(name))
+    if particles.is_name(name):
+        return particles.make(name)
+    if pixels.is_name(name):
+        return pixels.make(name)
+    if dmc.is_name(name):
+        return dmc.make(name)
+    if minatar.is_name(name):
+        return minatar.make(name)
     if name.startswith(GYMNAX):
         return from_gymnax(name.removeprefix(GYMNAX))
     if name.startswith(GYMNASIUM):

@@ -15,6 +15,7 @@ NO_GRAPHICS = (
     "no OpenGL for drawing ({reason}); install EGL or OSMesa (Debian: libegl1 or libosmesa6) "
     "and set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
 )
+SWITCHED_OFF = ("disable", "disabled", "off", "false", "0")  # what MuJoCo understands of MUJOCO_GL
 
 
 def render(
@@ -36,7 +37,7 @@ def render(
         cameras = ", ".join(model.camera(i).name for i in range(model.ncam))
         raise UsageError(f"{name} has no camera {camera!r}; choose one of {cameras}, or -1 for the free camera")
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
-    with _renderer(model, width, height) as renderer:
+    with offscreen(model, width, height) as renderer:
         data = mujoco.MjData(model)
         return np.stack([_frame(renderer, model, data, positions, camera) for positions in qpos])
 
@@ -48,7 +49,8 @@ def _frame(renderer, model, data, positions, camera) -> np.ndarray:
     return renderer.render()
 
 
-def _renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
+def offscreen(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
+    """What draws pictures (height, width, 3) on the thread that calls this. Raises UsageError without OpenGL."""
     try:
         _choose_headless_context()
         return mujoco.Renderer(model, height, width)
@@ -58,7 +60,12 @@ def _renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer
 
 
 def _choose_headless_context() -> None:
-    """MuJoCo picks its OpenGL library on import and assumes a screen; without one, have it pick EGL."""
+    """MuJoCo picks its OpenGL library on import and assumes a screen; without one, have it pick EGL.
+
+    Raises RuntimeError where drawing is switched off: without a context MuJoCo may end the process.
+    """
+    if os.environ.get("MUJOCO_GL", "").lower().strip() in SWITCHED_OFF:
+        raise RuntimeError(f"MUJOCO_GL is {os.environ['MUJOCO_GL']}")
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = "egl"
         importlib.reload(sys.modules[mujoco.Renderer.__module__].gl_context)

@@ -6,11 +6,12 @@ vectors of which the largest entry is executed (HalfCheetah's are torques). `Env
 
 import difflib
 import functools
+from collections.abc import Callable
 
 from envs.core import Env, UsageError
-from envs.shaped import cartpole, gridworld, halfcheetah, mountaincar
+from envs.shaped import cartpole, chain, gridworld, halfcheetah, mountaincar
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[[], Env]] = {
     **{f"gridworld-{variant}": functools.partial(gridworld.make, variant) for variant in gridworld.VARIANTS},
     **{f"mountaincar-{variant}": functools.partial(mountaincar.make, variant) for variant in mountaincar.VARIANTS},
     **{
@@ -18,6 +19,7 @@ _MAKERS = {
         for variant in mountaincar.VARIANTS
     },
     **{f"cartpole-{variant}": functools.partial(cartpole.make, variant) for variant in cartpole.VARIANTS},
+    chain.NAME: chain.make,
 }
 NAMES = (*_MAKERS, halfcheetah.NAME)
 
