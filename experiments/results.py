@@ -60,7 +60,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run; None if it has not finished."""
     try:
         return json.loads((folder / RESULT).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -64,6 +64,20 @@ def test_a_member_that_diverges_is_marked(pointmix_file: Path, tmp_path: Path) -
     assert np.isfinite(bad["score"]["last"])
 
 
+def test_a_member_without_a_directory_stops_no_other(pointmix_file: Path, tmp_path: Path) -> None:
+    pair = members(make_config(pointmix_file, tmp_path))
+    blocked = run_dir(pair[0])
+    blocked.parent.mkdir(parents=True)
+    blocked.write_text("no directory at all")
+    refused: dict[Path, str] = {}
+    without, other = train(pair, refused=refused)
+    assert list(refused) == [blocked]
+    assert f"{blocked} cannot be written: File exists" in refused[blocked]
+    assert without == {}
+    assert other["updates"] == 60
+    assert blocked.read_text() == "no directory at all"
+
+
 def test_evaluation_in_a_gymnasium_environment(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = 50
