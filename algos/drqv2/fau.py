@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from algos.drqv2.conv import in_parts
+from algos.drqv2.parts import in_parts
 
 
 def active_counts(hidden: Sequence[jax.Array]) -> jax.Array:
@@ -22,10 +22,12 @@ def _count(active: jax.Array) -> jax.Array:
     return in_parts(active, 64).sum(1, dtype=jnp.int8).sum(dtype=jnp.int32)
 
 
-def fraction_active(hidden: Sequence[jax.Array]) -> jax.Array:
+def fraction_active(hidden: Sequence[jax.Array], active: jax.Array | None = None) -> jax.Array:
     """Φ (): share of activations above zero, pooled over batch and layers, so that wide layers weigh more.
 
-    Adaptive Replay Ratio, equation (1). It has no gradient.
+    Adaptive Replay Ratio, equation (1). It has no gradient. `active`: their counts, where somebody has counted.
     """
-    shares = active_counts(hidden).astype(jnp.float32) / float(sum(x.size for x in hidden))
+    shares = (active_counts(hidden) if active is None else active).astype(jnp.float32) / float(
+        sum(x.size for x in hidden)
+    )
     return shares.sum()

@@ -72,7 +72,7 @@ def measured(event: Event) -> Callable[[Agent, tuple[Seen, Any]], Agent]:
     """The event, with the largest change of Q that it makes on images and actions, not shifted, kept in the agent."""
 
     def q(agent: Agent, seen: Seen) -> jax.Array:
-        features, _ = nets.encoder(agent.encoder, seen[0])
+        features, *_ = nets.encoder(agent.encoder, seen[0])
         return nets.critic(agent.critic, features, seen[1])[0]
 
     def apply(agent: Agent, inputs: tuple[Seen, Any]) -> Agent:
@@ -140,7 +140,7 @@ def recycle(static: Static, sizes: Sizes, agent: Agent, given: Recycling) -> Age
     """
     key, obs, action, threshold = given
     fresh = init_networks(key, static, *sizes)
-    features, hidden = nets.encoder(agent.encoder, obs)
+    features, hidden, _ = nets.encoder(agent.encoder, obs)
     channels = [dormant(x, threshold) for x in hidden]
     encoder, encoder_changed = recycle_layers(agent.encoder, fresh["encoder"], channels)
 

@@ -69,6 +69,7 @@ class CriticOutputs(NamedTuple):
     q: jax.Array  # (2, B)
     features: jax.Array  # (B, R), of the encoder before its step
     hidden: dict[str, nets.Hidden]  # activations of encoder and critic
+    active: jax.Array  # (layers,): how many of the encoder's are above zero
 
 
 class ActorOutputs(NamedTuple):
@@ -178,7 +179,7 @@ def sample_action(mean: jax.Array, noise: jax.Array, stddev: ArrayLike, clip: Ar
 
 def critic_target(agent: Agent, batch: NStepBatch, draws: Draws, stddev: ArrayLike, hyper: Hyper) -> Target:
     """y = R + D min_i Q̄_i(h', a'), without gradient; h' are features of the online encoder."""
-    features, _ = nets.encoder(agent.encoder, random_shift(batch.next_obs, draws.next_shift))
+    features, *_ = nets.encoder(agent.encoder, random_shift(batch.next_obs, draws.next_shift))
     mean, _ = nets.actor(agent.actor, features)
     action = sample_action(mean, draws.next_action, stddev, hyper.stddev_clip)
     q, _ = nets.critic(agent.target_critic, features, action)
@@ -190,9 +191,10 @@ def critic_loss(
 ) -> tuple[jax.Array, CriticOutputs]:
     """Mean squared error summed over both critics, of (encoder, critic) on shifted observations (B, H, W, C)."""
     encoder, critic = params
-    features, encoder_hidden = nets.encoder(encoder, obs)
+    features, encoder_hidden, active = nets.encoder(encoder, obs)
     q, critic_hidden = nets.critic(critic, features, action)
-    return ensemble_mse(q, target), CriticOutputs(q, features, {"encoder": encoder_hidden, "critic": critic_hidden})
+    hidden = {"encoder": encoder_hidden, "critic": critic_hidden}
+    return ensemble_mse(q, target), CriticOutputs(q, features, hidden, active)
 
 
 def actor_loss(
@@ -257,7 +259,8 @@ def learn(agent: Agent, batch: NStepBatch, draws: Draws, step: ArrayLike, hyper:
     target_critic = nets.iterate_power(polyak(critic, agent.target_critic, hyper.tau))
 
     layers = outputs.hidden | {"actor": acted.hidden}
-    fau = {name: fraction_active(hidden) for name, hidden in layers.items() if hidden}
+    counted = {"encoder": outputs.active}
+    fau = {name: fraction_active(hidden, counted.get(name)) for name, hidden in layers.items() if hidden}
     metrics = {"critic_loss": q_loss, "actor_loss": pi_loss, "q": outputs.q.mean(), "target_q": target.value.mean()}
     metrics |= {f"fau_{name}": value for name, value in fau.items()}
     log_prob, entropy = policy_densities(acted, stddev)

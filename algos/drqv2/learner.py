@@ -74,7 +74,7 @@ def check_capacity(env: Env, static: Static) -> None:
 
 def mean_action(agent: Agent, images: jax.Array) -> jax.Array:
     """The policy's mean (..., action_dim) at images (..., H, W, channels), which are not shifted."""
-    features, _ = nets.encoder(agent.encoder, images.reshape(-1, *images.shape[-3:]))
+    features, *_ = nets.encoder(agent.encoder, images.reshape(-1, *images.shape[-3:]))
     mean, _ = nets.actor(agent.actor, features)
     return mean.reshape(*images.shape[:-3], -1)
 

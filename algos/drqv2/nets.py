@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from algos.core import Key, Params
 from algos.drqv2.conv import apply_layers, convolve, relu_layers
+from algos.drqv2.thin import thin_product
 from algos.nets import affine
 
 CHANNELS, LAYERS, STRIDES = 32, 4, (2, 1, 1, 1)  # of the encoder
@@ -39,20 +40,21 @@ class Options(NamedTuple):
 PLAIN = Options()
 
 
-def encoder(params: Params, pixels: jax.Array) -> tuple[jax.Array, Hidden]:
+def encoder(params: Params, pixels: jax.Array) -> tuple[jax.Array, Hidden, jax.Array]:
     """Features (B, R), flattened in the order (h, w, c), of pixels (B, H, W, C) from 0 to 255, whole or not.
 
+    With the layers' activations, and how many of each layer's are above zero, (layers,) int32.
     Without parameters, what is seen are features. The gradient is that of the features with respect to the parameters;
     what layers put out is there to be looked at.
     """
     if not params:
-        return pixels.reshape(pixels.shape[0], -1), []
+        return pixels.reshape(pixels.shape[0], -1), [], jnp.zeros(0, jnp.int32)
     layers = tuple(params[f"conv{i}"] for i in range(1, LAYERS + 1))
     if any("norm" in layer for layer in layers):
-        hidden = apply_layers(convolve, STRIDES, layers, pixels, normalised)
+        hidden, active = apply_layers(convolve, STRIDES, layers, pixels, normalised)
     else:
-        hidden = relu_layers(STRIDES, layers, pixels)
-    return hidden[-1].reshape(len(pixels), -1), hidden
+        hidden, active = relu_layers(STRIDES, layers, pixels)
+    return hidden[-1].reshape(len(pixels), -1), hidden, active
 
 
 def layer_norm(params: Params, x: jax.Array) -> jax.Array:
@@ -87,7 +89,7 @@ def trunk(params: Params, features: jax.Array, direction: jax.Array | None = Non
     dense = params["dense"]
     if direction is not None:
         dense = dense | {"kernel": dense["kernel"] * spectral_scale(dense["kernel"], direction)}
-    return jnp.tanh(layer_norm(params["layernorm"], affine(dense, features)))
+    return jnp.tanh(layer_norm(params["layernorm"], thin_product(features, dense["kernel"]) + dense["bias"]))
 
 
 def mlp(params: Params, x: jax.Array) -> tuple[jax.Array, Hidden]:

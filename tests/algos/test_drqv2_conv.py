@@ -1,4 +1,4 @@
-"""The convolution of DrQ-v2 against `jax.lax`, and the orthogonal matrices of its first layers."""
+"""Convolution and thin products of DrQ-v2 against `jax.lax`, and the orthogonal matrices of its first layers."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ import pytest
 
 from algos.drqv2.conv import convolve, relu_layers
 from algos.drqv2.nets import init_layer, thin_orthogonal
+from algos.drqv2.thin import thin_product
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 MEMBERS = 2
@@ -24,7 +25,7 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("shape", [(16, 12, 11, 5), (3, 11, 12, 5)])
+@pytest.mark.parametrize("shape", [(16, 12, 11, 5), (3, 11, 12, 5), (2, 5, 64, 3)])
 def test_values_and_gradients_are_those_of_the_plain_convolution(stride, shape):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (MEMBERS, *shape))
@@ -60,17 +61,37 @@ def test_layers_and_their_gradients_are_those_of_plain_convolutions(side):
         for stride, layer in zip(strides, layers, strict=True):
             x = jax.nn.relu(plain(x, layer["kernel"], stride) + layer["bias"])
             hidden.append(x)
-        return hidden
+        return hidden, jnp.stack([(x > 0.0).sum() for x in hidden])
 
     def results(function):
         def member(layers, pixels):
-            hidden, pull = jax.vjp(lambda layers: function(strides, layers, pixels), layers)
-            return hidden, pull([jnp.zeros_like(hidden[0]), jax.random.normal(keys[5], hidden[1].shape)])
+            hidden, pull, active = jax.vjp(lambda layers: function(strides, layers, pixels), layers, has_aux=True)
+            return (hidden, active), pull([jnp.zeros_like(hidden[0]), jax.random.normal(keys[5], hidden[1].shape)])
 
         first = jax.tree.map(lambda x: x[0], (layers, pixels))
         return member(*first), jax.vmap(member)(layers, pixels)
 
     ours, theirs = jax.jit(lambda: (results(relu_layers), results(expected)))()
+    jax.tree.map(assert_close, ours, theirs)
+
+
+@pytest.mark.parametrize("columns", [5, 64])
+@pytest.mark.parametrize("leading", [(), (6,)])
+def test_thin_products_and_their_gradients_are_those_of_plain_ones(columns, leading):
+    keys = jax.random.split(jax.random.key(2), 3)
+    x = jax.random.normal(keys[0], (MEMBERS, *leading, 200))
+    kernel = jax.random.normal(keys[1], (MEMBERS, 200, columns))
+    grad = jax.random.normal(keys[2], (MEMBERS, *leading, columns))
+
+    def results(product):
+        def member(x, kernel, grad):
+            out, pull = jax.vjp(product, x, kernel)
+            return out, pull(grad)
+
+        return member(x[0], kernel[0], grad[0]), jax.vmap(member)(x, kernel, grad)
+
+    plain_product = lambda x, kernel: jnp.matmul(x, kernel, precision="highest")  # noqa: E731
+    ours, theirs = jax.jit(lambda: (results(thin_product), results(plain_product)))()
     jax.tree.map(assert_close, ours, theirs)
 
 

@@ -58,7 +58,7 @@ def intervene(start: Start, steps: int = 7, updates: int = 7, agent: Agent | Non
 @jax.jit
 def outputs(agent: Agent, batch: NStepBatch) -> dict[str, Any]:
     """What the networks put out, their hidden layers included."""
-    features, hidden = nets.encoder(agent.encoder, batch.obs)
+    features, hidden, _ = nets.encoder(agent.encoder, batch.obs)
     q, critic_hidden = nets.critic(agent.critic, features, batch.action)
     target_q, _ = nets.critic(agent.target_critic, features, batch.action)
     mean, actor_hidden = nets.actor(agent.actor, features)
@@ -256,7 +256,7 @@ def test_injection_changes_no_value(start, injected):
 def test_only_the_injected_heads_learn(start, injected):
     @jax.jit
     def slope(critic):
-        features, _ = nets.encoder(injected.encoder, start.batch.obs)
+        features, *_ = nets.encoder(injected.encoder, start.batch.obs)
         return jax.grad(lambda critic: nets.critic(critic, features, start.batch.action)[0].sum())(critic)
 
     grads = slope(injected.critic)

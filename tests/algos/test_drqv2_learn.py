@@ -179,7 +179,7 @@ def test_target_takes_all_of_the_new_critic_at_rate_one(start):
 
 def test_activity_is_measured_before_the_step_on_shifted_images(start, updated):
     agent, batch, draws = start
-    features, encoder_hidden = nets.encoder(agent.encoder, learn.random_shift(batch.obs, draws.shift))
+    features, encoder_hidden, _ = nets.encoder(agent.encoder, learn.random_shift(batch.obs, draws.shift))
     hidden = {
         "encoder": encoder_hidden,
         "critic": nets.critic(agent.critic, features, batch.action)[1],

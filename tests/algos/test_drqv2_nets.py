@@ -72,7 +72,7 @@ def test_layer_norm_has_pytorchs_epsilon():
 
 
 def test_both_critics_see_the_action_and_share_the_trunk(agent, inputs):
-    features, _ = nets.encoder(agent.encoder, inputs[0])
+    features, *_ = nets.encoder(agent.encoder, inputs[0])
     q, _ = nets.critic(agent.critic, features, inputs[1])
     other, _ = nets.critic(agent.critic, features, -inputs[1])
     assert q.shape == (2, 8)
@@ -90,7 +90,7 @@ def with_biases(critic: Params, values: tuple[float, float]) -> Params:
 
 
 def test_active_units_are_pooled_over_batch_and_layers(agent, inputs):
-    features, hidden = nets.encoder(agent.encoder, inputs[0])
+    features, hidden, _ = nets.encoder(agent.encoder, inputs[0])
     counts = active_counts(hidden)
     np.testing.assert_array_equal(counts, [int((np.asarray(x) > 0).sum()) for x in hidden])
     total = sum(x.size for x in hidden)
@@ -110,7 +110,7 @@ def test_active_units_are_pooled_over_batch_and_layers(agent, inputs):
 
 
 def test_dead_heads_pass_no_gradient_on(agent, inputs):
-    features, _ = nets.encoder(agent.encoder, inputs[0])
+    features, *_ = nets.encoder(agent.encoder, inputs[0])
     dead = with_biases(agent.critic, (-1e3, -1e3))
     slope = jax.grad(lambda x: nets.critic(dead, x, inputs[1])[0].sum())(features)
     assert not slope.any()

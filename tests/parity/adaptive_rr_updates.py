@@ -8,7 +8,7 @@ import numpy as np
 
 from algos.buffers import NStepBatch
 from algos.core import Metrics, Params, UsageError
-from algos.drqv2 import fau, learn, nets, replay_ratio
+from algos.drqv2 import learn, nets, replay_ratio
 from algos.drqv2.learn import Agent, Draws
 from algos.drqv2.replay_ratio import RatioHyper, RatioState, RatioStatic
 from algos.drqv2.settings import PAD, Hyper
@@ -160,7 +160,6 @@ class Parts(NamedTuple):
     acted: learn.ActorOutputs
     critic: learn.CriticOutputs
     next_features: jax.Array
-    encoder_active: jax.Array  # (4,)
     gradients: Params
 
 
@@ -179,10 +178,9 @@ def update_in_parts(
     actor, acted = jax.grad(learn.actor_loss, has_aux=True)(
         agent.actor, after.critic, outputs.features, draws.action, stddev, hyper.stddev_clip
     )
-    next_features, _ = nets.encoder(agent.encoder, learn.random_shift(batch.next_obs, draws.next_shift))
+    next_features, *_ = nets.encoder(agent.encoder, learn.random_shift(batch.next_obs, draws.next_shift))
     gradients = {"encoder": encoder, "critic": critic, "actor": actor}
-    active = fau.active_counts(outputs.hidden["encoder"])
-    return after, metrics, Parts(target, acted, outputs, next_features, active, gradients)
+    return after, metrics, Parts(target, acted, outputs, next_features, gradients)
 
 
 def compare_forward(comparison: Comparison, arrays: Arrays, group: str, parts: Parts) -> None:
@@ -241,7 +239,7 @@ def compare_fau(
     sizes = np.array([x.size for x in parts.critic.hidden["encoder"]])
     comparison.add("encoder's units", sizes, arrays[f"{group}/encoder_unit_totals"], EXACT)
     recorded = arrays[f"{group}/encoder_active_counts"] / sizes
-    comparison.add("encoder's active units", np.asarray(parts.encoder_active) / sizes, recorded, ENCODER_SHARE)
+    comparison.add("encoder's active units", np.asarray(parts.critic.active) / sizes, recorded, ENCODER_SHARE)
     total = float(state.phi_sum) * units["critic"], arrays[f"{group}/sum_phi"] * units["critic"]
     comparison.add("sum of phi, units", *total, COUNT_LATER)
     comparison.add("updates in the sum", state.phi_count, arrays[f"{group}/sum_phi_count"], EXACT)
