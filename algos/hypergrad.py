@@ -44,6 +44,7 @@ from jax.scipy.sparse.linalg import cg
 from jax.typing import ArrayLike
 
 from algos.core import Metrics, Params, UsageError
+from algos.lapack import unbatched_on_cpus
 
 METHODS = ("neumann", "identity", "cg", "exact")
 Product = Callable[[jax.Array], jax.Array]  # v (n,) -> H v (n,), symmetric
@@ -173,7 +174,7 @@ def conjugate(product: Product, g: jax.Array, iterations: int) -> jax.Array:
 def pseudo_inverse(product: Product, g: jax.Array) -> jax.Array:
     """H^+ g by the eigenvalues of the whole matrix; those that are zero up to rounding count as zero."""
     matrix = jax.vmap(product)(jnp.eye(g.size, dtype=g.dtype))
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2.0)
+    values, vectors = unbatched_on_cpus(jnp.linalg.eigh)((matrix + matrix.T) / 2.0)
     smallest = g.size * jnp.finfo(g.dtype).eps * jnp.abs(values).max()
     kept = jnp.where(jnp.abs(values) > smallest, values, 0.0)
     return vectors @ (inverse(kept) * (vectors.T @ g))
@@ -201,7 +202,7 @@ def curvature_range(product: Product, like: jax.Array, iterations: int) -> tuple
     levels, sizes, valid = jax.lax.scan(extend, carry, None, iterations)[1]
     levels = jnp.where(valid, levels, levels[0])  # a smaller basis was complete: repeat a value within the range
     off = jnp.diag(sizes[:-1], 1)
-    values = jnp.linalg.eigvalsh(jnp.diag(levels) + off + off.T)
+    values = unbatched_on_cpus(jnp.linalg.eigvalsh)(jnp.diag(levels) + off + off.T)
     return values[0], values[-1]
 
 

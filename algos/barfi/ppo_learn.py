@@ -1,5 +1,6 @@
 """The steps of BARFI over PPO: of the reward along the hypergradient, of the policy, of the critic."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from algos.barfi.rewards import (
 )  # fmt: skip
 from algos.barfi.rollout import Trajectory
 from algos.core import Key, Metrics, Params
+from algos.lapack import unbatched_on_cpus
 
 RIDGE = 1e-3  # of the critic's regression, in mean squared features
 
@@ -65,7 +67,8 @@ def fit_critic(batch: Batch, returns: jax.Array) -> jax.Array:
     x, y = valid(batch.features), valid(returns)
     gram = x.T @ x
     ridge = RIDGE * jnp.trace(gram) / gram.shape[0] + jnp.finfo(x.dtype).tiny
-    return jax.scipy.linalg.solve(gram + ridge * jnp.eye(gram.shape[0]), x.T @ y, assume_a="pos")
+    solve = unbatched_on_cpus(partial(jax.scipy.linalg.solve, assume_a="pos"))
+    return solve(gram + ridge * jnp.eye(gram.shape[0]), x.T @ y)
 
 
 def advantages(reward: jax.Array, value: jax.Array, mask: jax.Array, discount: Any, decay: Any) -> jax.Array:

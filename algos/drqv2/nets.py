@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from algos.core import Key, Params
 from algos.drqv2.conv import apply_layers, convolve, relu_layers
 from algos.drqv2.thin import thin_product
+from algos.lapack import unbatched_on_cpus
 from algos.nets import affine
 
 CHANNELS, LAYERS, STRIDES = 32, 4, (2, 1, 1, 1)  # of the encoder
@@ -146,7 +147,8 @@ def init_layer(key: Key, shape: tuple[int, ...], gain: float = 1.0) -> Params:
     rows, columns = math.prod(shape[:-1]), shape[-1]
     thin = max(rows, columns) >= 8 * min(rows, columns) and rows * columns > 1 << 15
     draw = thin_orthogonal if thin else jax.nn.initializers.orthogonal()
-    return {"kernel": gain * draw(key, shape), "bias": jnp.zeros(columns)}
+    kernel = unbatched_on_cpus(lambda key: draw(key, shape))(key)
+    return {"kernel": gain * kernel, "bias": jnp.zeros(columns)}
 
 
 def thin_orthogonal(key: Key, shape: tuple[int, ...]) -> jax.Array:
