@@ -38,7 +38,8 @@ def flops_per_update(subject: Subject) -> float | None:
     """Floating-point operations of one gradient update of one member; None where XLA does not say.
 
     Counted on a single training iteration: XLA counts the body of a loop once, however often it runs. The program
-    is analysed before optimisation, where matrix multiplications are not yet calls that XLA cannot look into.
+    is analysed before optimisation, where matrix multiplications are not yet calls that XLA cannot look into. An
+    iteration that may go without an update, at replay ratios below one, counts as if it made it.
     """
     algo, hyper = subject.algo, jax.tree.map(jnp.float32, subject.hyper)
     key = jax.random.key(0)
