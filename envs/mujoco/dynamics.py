@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import jax.numpy as jnp
-import mujoco
 
 from envs.core import UsageError
+from envs.mujoco.opengl import mujoco
 
 # Shifts that papers train under before they adapt to the robot as it is; any other factor can be named, too.
 NAMED = (

@@ -10,24 +10,18 @@ import functools
 import importlib.metadata
 import os
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from envs.core import UsageError
-from envs.mujoco.render import offscreen
+from envs.mujoco.opengl import keep, mujoco, offscreen, without_opengl
 
 # MuJoCo's state and the solver's warm start: what a control step depends on, besides the action and the model.
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS | mujoco.mjtState.mjSTATE_WARMSTART
-
-# A context may be freed by its own thread only, and garbage is collected by any: none is freed before the process ends.
-_KEPT: list[mujoco.Renderer] = []
 
 
 @dataclass(frozen=True)
@@ -47,25 +41,12 @@ def load_suite() -> ModuleType:
     if int(version.split(".")[0]) >= 4:
         raise UsageError(f"dm_control breaks with mujoco {version}: pip install 'mujoco>=3.17,<4'")
     try:
-        with _without_opengl():
+        with without_opengl():
             from dm_control import suite
     except ImportError as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"dm_control's tasks need: pip install 'adaptax[dm-control]' ({reason})") from error
     return suite
-
-
-@contextmanager
-def _without_opengl() -> Iterator[None]:
-    """Keep dm_control from opening an OpenGL library of its own as it is imported: MuJoCo draws."""
-    before = os.environ.get("MUJOCO_GL")
-    os.environ["MUJOCO_GL"] = "disable"
-    try:
-        yield
-    finally:
-        del os.environ["MUJOCO_GL"]
-        if before is not None:
-            os.environ["MUJOCO_GL"] = before
 
 
 class Simulator:
@@ -130,7 +111,7 @@ class Simulator:
         """The state that `start` or `advance` has led to, (pixels, pixels, 3) uint8. UsageError without OpenGL."""
         if self._renderer is None:
             self._renderer = offscreen(self._model, self._pixels, self._pixels)
-            _KEPT.append(self._renderer)
+            keep(self._renderer)
         self._renderer.update_scene(self._data, camera=self._camera)
         return self._renderer.render()
 

@@ -14,7 +14,7 @@ import pytest
 
 from envs import registry
 from envs.core import autoreset
-from envs.mujoco.render import offscreen
+from envs.mujoco.opengl import offscreen
 from envs.pixels import dmc, dmc_host
 from envs.pixels.dmc_host import Simulator
 from experiments.cli import guarded

@@ -342,3 +342,19 @@ def test_drawing_mistakes_are_named(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "disable")
     with pytest.raises(UsageError, match="no OpenGL for drawing \\(MUJOCO_GL is disable\\); .* set MUJOCO_GL=egl or"):
         render("hopper", np.zeros((3, 6)))
+
+
+def test_a_missing_opengl_library_stops_drawing_and_nothing_else():
+    """MuJoCo alone cannot even be imported with what MUJOCO_GL says here."""
+    program = (
+        "from envs import mujoco\n"
+        "from envs.mujoco import render\n"
+        "env = mujoco.make('hopper')\n"
+        "try: render.render('hopper', [[0.0] * 6])\n"
+        "except mujoco.UsageError as error: print(env.name, error)"
+    )
+    environment = {**os.environ, "MUJOCO_GL": "moon"}
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert ran.stderr == ""
+    reason = "invalid value for environment variable MUJOCO_GL: moon"
+    assert ran.stdout.startswith(f"hopper no OpenGL for drawing ({reason}); install EGL or OSMesa")
