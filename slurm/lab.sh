@@ -239,9 +239,19 @@ orphans() {
   return 0
 }
 
+# Processes without a pid file: slurmctld's helper and step daemons, and what jobs have started.
+unlisted() {
+  local process
+  for process in $(grep -lszxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
+    process=${process%/environ}
+    ! grep -qs '^slurm' "$process/comm" && ! grep -qsz '^SLURM_JOB_ID=' "$process/environ" || echo "${process#/proc/}"
+  done
+}
+
 stop_all() {
-  local file pid child deadline=$((SECONDS + 10))
+  local file pid child deadline
   cancel_jobs
+  deadline=$((SECONDS + 10))
   for file in "$LAB"/run/{slurmd-*,slurmctld}.pid "$LAB/run/munged.pid"; do
     ! pid=$(living "$file") || kill -TERM "$pid" 2>/dev/null || true
   done
@@ -251,10 +261,11 @@ stop_all() {
     done
     kill -KILL "$pid" 2>/dev/null || true
   done
-  while any_living && ((SECONDS < deadline)); do sleep 0.05; done
+  while { any_living || [[ -n $(unlisted) ]]; } && ((SECONDS < deadline)); do sleep 0.05; done
   for file in "$LAB"/run/*.pid; do
     ! pid=$(living "$file") || kill -KILL "$pid" 2>/dev/null || true
   done
+  for pid in $(unlisted); do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
 status() {

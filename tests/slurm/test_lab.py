@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import submitit
 
-from tests.slurm.conftest import SCRIPT, Lab, lab_env, running_lab
+from tests.slurm.conftest import SCRIPT, Lab, lab_env, running_lab, wait_until
 
 # A job that ends at once in its second life and waits to be interrupted in its first.
 TWO_LIVES = 'echo life ${SLURM_RESTART_COUNT:-0}\n[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || sleep 300'
@@ -170,6 +170,15 @@ def test_two_labs_side_by_side_and_down_leaves_no_process(directory: Path) -> No
         assert len(two.processes()) > 4
         assert two.script("down").returncode == 0
         assert two.processes() == []
+
+
+@pytest.mark.slow
+def test_down_ends_a_helper_that_hangs(directory: Path) -> None:
+    with running_lab(directory / "hanging", nodes=1, cpus=2) as cluster:
+        helper = next(p for p in cluster.processes() if (p / "comm").read_text() == "slurmscriptd\n")
+        os.kill(int(helper.name), signal.SIGSTOP)
+        assert cluster.script("down").returncode == 0
+        wait_until(lambda: cluster.processes() == [], 10, lambda: f"gone: {cluster.processes()}")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="as this user, every other test shows it")
