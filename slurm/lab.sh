@@ -229,22 +229,12 @@ cancel_jobs() {
   while jobs=$(timeout 5 squeue -h -o %i 2>/dev/null) && [[ -n $jobs ]] && ((SECONDS < deadline)); do sleep 0.1; done
 }
 
-# Step daemons without a living slurmd (they have no pid file; ours are those that hold the log of one of our nodes).
-orphans() {
-  local process comm
-  for process in /proc/[0-9]*; do
-    read -r comm 2>/dev/null <"$process/comm" && [[ $comm == slurmstepd && -O $process ]] || continue
-    find "$process/fd" -lname "$LAB/*" 2>/dev/null | grep -q . && echo "${process#/proc/}"
-  done
-  return 0
-}
-
-# Processes without a pid file: slurmctld's helper and step daemons, and what jobs have started.
-unlisted() {
+# SLURM's own processes and what its jobs have started; munged is not among them. The user's shells are not ours.
+traces() {
   local process
   for process in $(grep -lszxF "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
     process=${process%/environ}
-    ! grep -qs '^slurm' "$process/comm" && ! grep -qsz '^SLURM_JOB_ID=' "$process/environ" || echo "${process#/proc/}"
+    if grep -qs '^slurm' "$process/comm" || grep -qsz '^SLURM_JOB_ID=' "$process/environ"; then echo "${process#/proc/}"; fi
   done
 }
 
@@ -255,17 +245,19 @@ stop_all() {
   for file in "$LAB"/run/{slurmd-*,slurmctld}.pid "$LAB/run/munged.pid"; do
     ! pid=$(living "$file") || kill -TERM "$pid" 2>/dev/null || true
   done
-  for pid in $(orphans); do
+  # Step daemons outlive their slurmd, and may keep jobs whose processes have another environment.
+  for pid in $(traces); do
+    grep -qsx slurmstepd "/proc/$pid/comm" || continue
     for child in $(cat "/proc/$pid/task/$pid/children" 2>/dev/null); do
       kill -KILL -- "-$child" 2>/dev/null || kill -KILL "$child" 2>/dev/null || true
     done
     kill -KILL "$pid" 2>/dev/null || true
   done
-  while { any_living || [[ -n $(unlisted) ]]; } && ((SECONDS < deadline)); do sleep 0.05; done
+  while { any_living || [[ -n $(traces) ]]; } && ((SECONDS < deadline)); do sleep 0.05; done
   for file in "$LAB"/run/*.pid; do
     ! pid=$(living "$file") || kill -KILL "$pid" 2>/dev/null || true
   done
-  for pid in $(unlisted); do kill -KILL "$pid" 2>/dev/null || true; done
+  for pid in $(traces); do kill -KILL "$pid" 2>/dev/null || true; done
 }
 
 status() {

@@ -41,7 +41,7 @@ def load_suite() -> ModuleType:
     if int(version.split(".")[0]) >= 4:
         raise UsageError(f"dm_control breaks with mujoco {version}: pip install 'mujoco>=3.17,<4'")
     try:
-        with without_opengl():
+        with without_opengl():  # dm_control would open a library of its own; MuJoCo draws
             from dm_control import suite
     except ImportError as error:
         reason = " ".join(str(error).split())
